@@ -1,0 +1,131 @@
+"""The problems that are timed: shapes, masks, and the named lists of them."""
+
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One convolution with one mask. Sizes in pixels and channels."""
+
+    channels: int
+    out_channels: int
+    height: int
+    width: int
+    kernel: int = 3
+    dilation: int = 1
+    groups: int = 1
+    batch: int = 1
+    dtype: str = "float32"
+    density: float = 0.25
+    pattern: str = "random"  # random | blobs | band
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        groups = "" if self.groups == 1 else f"-g{self.groups}"
+        return (
+            f"c{self.channels}-{self.out_channels}{groups}-{self.batch}x{self.height}x{self.width}"
+            f"-k{self.kernel}-dil{self.dilation}-{self.dtype}-{self.pattern}{self.density}"
+        )
+
+    @property
+    def padding(self) -> int:
+        return self.dilation * (self.kernel // 2)
+
+    def dense_macs(self) -> int:
+        taps = self.kernel**2 * self.channels // self.groups
+        return self.batch * self.height * self.width * self.out_channels * taps
+
+    def record(self) -> dict:
+        return asdict(self)
+
+
+def make_mask(problem: Problem) -> Tensor:
+    """(N, 1, H, W) bool of about the wanted density.
+
+    random: independent pixels. blobs: 3x3 squares at random places. band: the pixels nearest to a
+    wavy line across the image, as object boundaries are.
+    """
+    generator = torch.Generator().manual_seed(problem.seed)
+    shape = (problem.batch, 1, problem.height, problem.width)
+    if problem.density >= 1:
+        return torch.ones(shape, dtype=torch.bool)
+    score = torch.rand(shape, generator=generator)
+    if problem.pattern == "blobs":
+        score = F.max_pool2d(score, 3, 1, 1)
+    elif problem.pattern == "band":
+        x = torch.linspace(0, 12, problem.width)
+        line = problem.height * (0.5 + 0.25 * torch.sin(x))
+        rows = torch.arange(problem.height)[:, None]
+        score = -(rows - line).abs().expand(shape) + 0.01 * score
+    wanted = round(problem.density * score[0].numel())
+    limit = score.flatten(1).kthvalue(score[0].numel() - wanted, dim=1).values
+    return score > limit.view(-1, 1, 1, 1)
+
+
+def issue_shapes() -> list[tuple[int, int, int, int]]:
+    """(channels, height, width, dilation) of the 3x3 layers of a ResNet at output stride 8."""
+    return [
+        (64, 120, 160, 1),
+        (64, 60, 80, 2),
+        (128, 120, 160, 1),
+        (128, 60, 80, 1),
+        (128, 60, 80, 2),
+        (256, 60, 80, 1),
+        (256, 60, 80, 2),
+        (256, 30, 40, 1),
+        (512, 60, 80, 4),
+        (512, 30, 40, 2),
+    ]
+
+
+def standard_problems() -> list[Problem]:
+    """3x3, C = C_out, all densities with random masks, the other patterns at 0.25."""
+    problems = []
+    for dtype in ("float32", "bfloat16"):
+        for channels, height, width, dilation in issue_shapes():
+            common = {"dilation": dilation, "dtype": dtype}
+            problems += [
+                Problem(channels, channels, height, width, density=density, **common)
+                for density in (0.1, 0.25, 0.5, 0.75, 1.0)
+            ]
+            problems += [
+                Problem(channels, channels, height, width, pattern=pattern, **common)
+                for pattern in ("blobs", "band")
+            ]
+    return problems
+
+
+def special_problems() -> list[Problem]:
+    """Depthwise, small-channel, grouped and 1x1 convolutions at density 0.25 and 0.5."""
+    return [
+        Problem(*sizes, dtype=dtype, density=density, kernel=kernel, groups=groups)
+        for dtype in ("float32", "bfloat16")
+        for density in (0.25, 0.5, 1.0)
+        for sizes, kernel, groups in (
+            ((64, 64, 120, 160), 3, 64),
+            ((256, 256, 60, 80), 3, 256),
+            ((3, 64, 240, 320), 3, 1),
+            ((8, 8, 240, 320), 3, 1),
+            ((16, 16, 240, 320), 3, 1),
+            ((64, 1, 240, 320), 3, 1),
+            ((128, 128, 60, 80), 3, 32),
+            ((256, 256, 60, 80), 1, 1),
+        )
+    ]
+
+
+def quick_problems() -> list[Problem]:
+    return [
+        Problem(channels, channels, 30, 40, dtype=dtype, density=density)
+        for dtype in ("float32", "bfloat16")
+        for channels in (64, 128)
+        for density in (0.25, 0.5)
+    ]
+
+
+LISTS = {"standard": standard_problems, "special": special_problems, "quick": quick_problems}

@@ -1,0 +1,48 @@
+// The plain structs that describe one perforated convolution, for host and device code alike.
+// No torch type appears here, so kernels, planners and their tests can include it freely.
+#pragma once
+
+#include <cstdint>
+
+namespace perfconv {
+
+// What inactive output pixels hold.
+enum class Fill { kZero, kNearest, kPassthrough };
+
+// Applied after bias and residual, at active pixels.
+enum class Activation { kNone, kRelu, kRelu6, kSilu, kHardswish };
+
+// The dataflows a caller can name; kAuto asks the planner.
+enum class ConvAlgorithm { kAuto, kDirect, kGatherGemm, kImplicitGemm, kDense };
+
+// Sizes of one 2-D convolution. All lengths in pixels or channels.
+struct ConvGeometry {
+  int64_t batch = 0;
+  int64_t in_channels = 0;
+  int64_t in_height = 0;
+  int64_t in_width = 0;
+  int64_t out_channels = 0;
+  int64_t out_height = 0;
+  int64_t out_width = 0;
+  int64_t kernel_height = 1;
+  int64_t kernel_width = 1;
+  int64_t stride_h = 1;
+  int64_t stride_w = 1;
+  int64_t pad_top = 0;
+  int64_t pad_left = 0;
+  int64_t pad_bottom = 0;
+  int64_t pad_right = 0;
+  int64_t dilation_h = 1;
+  int64_t dilation_w = 1;
+  int64_t groups = 1;
+
+  int64_t taps() const { return kernel_height * kernel_width; }
+  int64_t in_pixels() const { return batch * in_height * in_width; }
+  int64_t out_pixels() const { return batch * out_height * out_width; }
+  int64_t group_in_channels() const { return in_channels / groups; }
+  int64_t group_out_channels() const { return out_channels / groups; }
+  bool is_depthwise() const { return groups == in_channels && groups == out_channels; }
+  bool is_symmetric() const { return pad_top == pad_bottom && pad_left == pad_right; }
+};
+
+}  // namespace perfconv

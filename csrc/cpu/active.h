@@ -1,0 +1,25 @@
+// The active pixels of a mask as a list of flat output positions, ascending.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <memory>
+
+namespace perfconv::cpu {
+
+struct ActiveList {
+  std::unique_ptr<int32_t[]> positions;  // (count,), flat over (N, H_out, W_out), ascending
+  int64_t count = 0;
+
+  // Index of the first entry at or after a flat position.
+  int64_t lower_bound(int64_t position) const;
+};
+
+// mask (N or 1, 1, H, W) bool, already checked; a mask of one image serves all of batch.
+ActiveList compact(const torch::stable::Tensor& mask, int64_t batch);
+
+// Writes the flat positions of the non-zero bytes; returns how many. to needs room for length.
+int64_t compact_bytes(const uint8_t* mask, int64_t length, int32_t offset, int32_t* to);
+
+}  // namespace perfconv::cpu

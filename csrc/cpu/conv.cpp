@@ -1,0 +1,131 @@
+// perforated_conv2d on the CPU: checks, layout, choice of the algorithm, fills.
+#include "cpu/conv.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include "cpu/dense.h"
+#include "cpu/images.h"
+#include "cpu/planner.h"
+
+namespace perfconv::cpu {
+namespace {
+
+constexpr const char* kOp = "perforated_conv2d";
+
+struct ForwardTensors {
+  const Tensor& input;
+  const Tensor& weight;
+  const Tensor& mask;
+  const OptionalTensor& bias;
+  const OptionalTensor& base;
+  const OptionalTensor& residual;
+};
+
+ConvGeometry check_tensors(const ForwardTensors& t, const std::vector<int64_t>& stride,
+                           const std::vector<int64_t>& padding,
+                           const std::vector<int64_t>& dilation, int64_t groups, Fill fill) {
+  check_floating(kOp, "input", t.input);
+  check_rank(kOp, "input", "(N, C_in, H, W)", t.input, 4);
+  check_rank(kOp, "weight", "(C_out, C_in / groups, K_h, K_w)", t.weight, 4);
+  check_like(kOp, "weight", t.weight, "input", t.input);
+  check_mask(kOp, t.mask, t.input);
+  const ConvGeometry g = make_geometry(kOp, size_vector(t.input), size_vector(t.weight), stride,
+                                       padding, dilation, groups);
+  check_mask_shape(kOp, t.mask, g.batch, g.out_height, g.out_width);
+  const std::vector<int64_t> out_shape{g.batch, g.out_channels, g.out_height, g.out_width};
+  if (t.bias) {
+    check_like(kOp, "bias", *t.bias, "input", t.input);
+    check_shape(kOp, "bias", "(C_out,)", *t.bias, {g.out_channels});
+  }
+  if (t.residual) {
+    check_like(kOp, "residual", *t.residual, "input", t.input);
+    check_shape(kOp, "residual", "(N, C_out, H_out, W_out)", *t.residual, out_shape);
+  }
+  if (fill == Fill::kPassthrough && !t.base) {
+    fail(kOp,
+         "fill=\"passthrough\" needs base, the (N, C_out, H_out, W_out) = ", shape_text(out_shape),
+         " tensor that inactive pixels take, got none. Pass base=.");
+  }
+  if (fill != Fill::kPassthrough && t.base) {
+    fail(kOp,
+         "base must come with fill=\"passthrough\", got another fill. Pass that fill, or no "
+         "base.");
+  }
+  if (t.base) {
+    check_like(kOp, "base", *t.base, "input", t.input);
+    check_shape(kOp, "base", "(N, C_out, H_out, W_out)", *t.base, out_shape);
+  }
+  return g;
+}
+
+StorageType storage_type(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Double:
+      return StorageType::kDouble;
+    case ScalarType::BFloat16:
+      return StorageType::kBFloat16;
+    case ScalarType::Half:
+      return StorageType::kHalf;
+    default:
+      return StorageType::kFloat;
+  }
+}
+
+void run_sparse(const ForwardProblem& problem, ConvAlgorithm algorithm) {
+  if (algorithm == ConvAlgorithm::kImplicitGemm) {
+    problem.geometry.is_depthwise() ? forward_depthwise(problem) : forward_implicit_gemm(problem);
+  } else {
+    algorithm == ConvAlgorithm::kDirect ? forward_direct(problem) : forward_gather_gemm(problem);
+    fill_inactive(problem);
+  }
+  if (problem.fill == Fill::kNearest) fill_nearest(problem.output, *problem.active);
+}
+
+Tensor perforated_conv2d(const Tensor& input, const Tensor& weight, const Tensor& mask,
+                         const OptionalTensor& bias, const OptionalTensor& base,
+                         const OptionalTensor& residual, const OptionalTensor& /*active_idx*/,
+                         const OptionalTensor& /*count*/, const OptionalTensor& packed_weight,
+                         const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                         const std::vector<int64_t>& dilation, int64_t groups,
+                         const std::string& fill_name, const std::string& activation_name,
+                         bool activate_base, std::optional<double> /*expected_density*/,
+                         const std::string& algorithm_name) {
+  const Fill fill = parse_fill(kOp, fill_name);
+  const Activation activation = parse_activation(kOp, activation_name);
+  const ConvAlgorithm wanted = parse_algorithm(kOp, algorithm_name);
+  const ConvGeometry g = check_tensors({input, weight, mask, bias, base, residual}, stride, padding,
+                                       dilation, groups, fill);
+  const bool channels_last = is_channels_last(input);
+  const ActiveList active = compact(mask, g.batch);
+  ForwardProblem problem{
+      .geometry = g,
+      .input = input,
+      .weight = weight,
+      .packed = packed_weight,
+      .bias = bias ? OptionalTensor(torch::stable::contiguous(*bias)) : std::nullopt,
+      .residual = residual ? OptionalTensor(to_channels_last(*residual)) : std::nullopt,
+      .base = base ? OptionalTensor(to_channels_last(*base)) : std::nullopt,
+      .fill = fill,
+      .activation = activation,
+      .base_activation = activate_base ? activation : Activation::kNone,
+      .active = &active,
+      .output = {}};
+  const ConvAlgorithm chosen =
+      choose_algorithm(g, storage_type(input.scalar_type()), active.count, wanted);
+  if (chosen == ConvAlgorithm::kDense) return forward_dense(problem, channels_last);
+  // A kept pack spares the copy of a channels_last weight; every other algorithm reads it in order.
+  const bool reads_packs = chosen == ConvAlgorithm::kImplicitGemm && !g.is_depthwise();
+  if (!reads_packs) problem.weight = to_contiguous(weight);
+  problem.input = to_channels_last(input);
+  problem.output = empty_image(input, {g.batch, g.out_channels, g.out_height, g.out_width}, true);
+  run_sparse(problem, chosen);
+  return in_layout(problem.output, channels_last);
+}
+
+}  // namespace
+}  // namespace perfconv::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(perfconv, CPU, m) {
+  m.impl("perforated_conv2d", TORCH_BOX(&perfconv::cpu::perforated_conv2d));
+}

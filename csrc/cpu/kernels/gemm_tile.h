@@ -1,0 +1,176 @@
+// Register-tile multiplications, written once over a vector type V and compiled once per
+// instruction set. V gives: Element, Sum, Vec, kLanes, kDepthStep and zero, load, load_sum,
+// store_sum, broadcast, multiply_add. Everything is in an unnamed namespace: two instruction sets
+// must never share one instance.
+//
+// A tile of kRows x (kVecs * kLanes) sums stays in registers while the depth runs; per depth step
+// it takes kVecs vector loads of the panel and kRows broadcasts for kRows * kVecs multiply-adds.
+// The rows are reached through pointers, so active pixels need not be neighbours and no im2col
+// matrix is made (the indirect convolution idea; kernels run at the dense rate, see KERNELS.md).
+#pragma once
+
+#include <utility>
+
+#include "cpu/kernels/kernel_table.h"
+
+namespace perfconv::cpu {
+namespace {
+
+template <class V, int kRows, int kVecs>
+struct TileSums {
+  typename V::Vec value[kRows][kVecs];
+};
+
+// One depth step: sums[m][j] += broadcast(left(m)) * panel vector j.
+template <class V, int kRows, int kVecs, class Left>
+[[gnu::always_inline]] inline void step(TileSums<V, kRows, kVecs>& sums,
+                                        const typename V::Element* panel, Left left) {
+  typename V::PanelVec right[kVecs];
+#pragma GCC unroll 4
+  for (int j = 0; j < kVecs; ++j) right[j] = V::load(panel + j * V::kLanes * V::kDepthStep);
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m) {
+    const typename V::PanelVec value = V::broadcast(left(m));
+#pragma GCC unroll 4
+    for (int j = 0; j < kVecs; ++j) {
+      sums.value[m][j] = V::multiply_add(value, right[j], sums.value[m][j]);
+    }
+  }
+}
+
+template <class V, int kRows, int kVecs, int kTileRows>
+[[gnu::always_inline]] inline void add_taps(TileSums<V, kRows, kVecs>& sums,
+                                            const typename V::Element* const* rows, int64_t taps,
+                                            int64_t depth, const typename V::Element* panel) {
+  using Element = typename V::Element;
+  constexpr int kPanelStep = kVecs * V::kLanes * V::kDepthStep;
+  for (int64_t t = 0; t < taps; ++t) {
+    const Element* pixel[kRows];
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; ++m) pixel[m] = rows[t * kTileRows + m];
+    for (int64_t k = 0; k < depth; k += V::kDepthStep) {
+      step<V, kRows, kVecs>(sums, panel, [&](int m) { return pixel[m] + k; });
+      panel += kPanelStep;
+    }
+  }
+}
+
+template <class V, int kRows, int kVecs, int kTileRows>
+void multiply_rows(const typename V::Element* const* rows, int64_t taps, int64_t depth,
+                   const typename V::Element* panel, typename V::Sum* tile) {
+  TileSums<V, kRows, kVecs> sums;
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kVecs; ++j) sums.value[m][j] = V::zero();
+  }
+  add_taps<V, kRows, kVecs, kTileRows>(sums, rows, taps, depth, panel);
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kVecs; ++j) {
+      V::store_sum(tile + (m * kVecs + j) * V::kLanes, sums.value[m][j]);
+    }
+  }
+}
+
+template <class V, int kRows, int kVecs>
+void accumulate_rows(const typename V::Element* const* rows, int64_t first, int64_t depth,
+                     const typename V::Element* panel, typename V::Sum* const* out,
+                     int64_t out_first) {
+  const typename V::Element* pixel[kRows];
+  TileSums<V, kRows, kVecs> sums;
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m) {
+    pixel[m] = rows[m] + first;
+#pragma GCC unroll 4
+    for (int j = 0; j < kVecs; ++j) {
+      sums.value[m][j] = V::load_sum(out[m] + out_first + j * V::kLanes);
+    }
+  }
+  for (int64_t k = 0; k < depth; k += V::kDepthStep) {
+    step<V, kRows, kVecs>(sums, panel, [&](int m) { return pixel[m] + k; });
+    panel += kVecs * V::kLanes * V::kDepthStep;
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kVecs; ++j) {
+      V::store_sum(out[m] + out_first + j * V::kLanes, sums.value[m][j]);
+    }
+  }
+}
+
+template <class V, int kRows, int kVecs>
+void outer_rows(const typename V::Element* const* left_rows, int64_t first,
+                const typename V::Element* right, int64_t steps, bool is_first,
+                typename V::Sum* out, int64_t out_stride) {
+  TileSums<V, kRows, kVecs> sums;
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kVecs; ++j) {
+      sums.value[m][j] = is_first ? V::zero() : V::load_sum(out + m * out_stride + j * V::kLanes);
+    }
+  }
+  for (int64_t k = 0; k < steps; ++k) {
+    const typename V::Element* left = left_rows[k] + first * V::kDepthStep;
+    step<V, kRows, kVecs>(sums, right, [&](int m) { return left + m * V::kDepthStep; });
+    right += kVecs * V::kLanes * V::kDepthStep;
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kVecs; ++j) {
+      V::store_sum(out + m * out_stride + j * V::kLanes, sums.value[m][j]);
+    }
+  }
+}
+
+// Calls function(constant m) for the m in 1..kTileRows that equals count.
+template <int kTileRows, class Function>
+[[gnu::always_inline]] inline void visit_rows(int64_t count, Function function) {
+  if (count == kTileRows) {
+    function(std::integral_constant<int, kTileRows>{});
+    return;
+  }
+  [&]<int... kIndex>(std::integer_sequence<int, kIndex...>) {
+    (void)((count == kIndex + 1 && (function(std::integral_constant<int, kIndex + 1>{}), true)) ||
+           ...);
+  }(std::make_integer_sequence<int, kTileRows - 1>{});
+}
+
+template <class V, int kTileRows, int kVecs>
+GemmKernel<typename V::Element, typename V::Sum> make_gemm_kernel() {
+  using Element = typename V::Element;
+  using Sum = typename V::Sum;
+  GemmKernel<Element, Sum> kernel;
+  kernel.tile_rows = kTileRows;
+  kernel.tile_cols = kVecs * V::kLanes;
+  kernel.depth_step = V::kDepthStep;
+  static_assert(kTileRows <= kMaxTileRows && kVecs * V::kLanes <= kMaxTileCols,
+                "stack buffers of the callers are sized by kMaxTileRows and kMaxTileCols");
+  kernel.multiply = [](const Element* const* rows, int64_t count, int64_t taps, int64_t depth,
+                       const Element* panel, Sum* tile) {
+    visit_rows<kTileRows>(count, [&](auto m) {
+      multiply_rows<V, decltype(m)::value, kVecs, kTileRows>(rows, taps, depth, panel, tile);
+    });
+  };
+  kernel.accumulate = [](const Element* const* rows, int64_t first, int64_t count, int64_t depth,
+                         const Element* panel, Sum* const* out, int64_t out_first) {
+    visit_rows<kTileRows>(count, [&](auto m) {
+      accumulate_rows<V, decltype(m)::value, kVecs>(rows, first, depth, panel, out, out_first);
+    });
+  };
+  kernel.outer = [](const Element* const* left_rows, int64_t first, const Element* right,
+                    int64_t steps, int64_t count, bool is_first, Sum* out, int64_t out_stride) {
+    visit_rows<kTileRows>(count, [&](auto m) {
+      outer_rows<V, decltype(m)::value, kVecs>(left_rows, first, right, steps, is_first, out,
+                                               out_stride);
+    });
+  };
+  return kernel;
+}
+
+}  // namespace
+}  // namespace perfconv::cpu

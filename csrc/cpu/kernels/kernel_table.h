@@ -1,0 +1,147 @@
+// The functions one instruction set provides, as a table chosen once per process (table.cpp).
+// Torch-free. Element types: float, double, BFloat16, Half; sums are kept in float, or in double
+// for double.
+#pragma once
+
+#include <cstdint>
+
+#include "core/element.h"
+#include "core/geometry.h"
+
+namespace perfconv::cpu {
+
+// Largest tile of any instruction set, for stack buffers.
+inline constexpr int64_t kMaxTileRows = 14;
+inline constexpr int64_t kMaxTileCols = 32;
+
+// A register tile of tile_rows x tile_cols sums. A panel holds tile_cols columns of the right
+// operand, [depth][tile_cols], or [depth / 2][tile_cols][2] when depth_step is 2 (dot-product
+// instructions take two neighbouring depths at once); unused columns are zero.
+template <class A, class Acc>
+struct GemmKernel {
+  int64_t tile_rows = 0;
+  int64_t tile_cols = 0;
+  int64_t depth_step = 1;
+
+  // tile[m][n] = sum over taps t and depths k of
+  //   rows[t * tile_rows + m][k] * panel[t * depth + k][n] for m < count. depth must be a multiple
+  //   of depth_step.
+  void (*multiply)(const A* const* rows, int64_t count, int64_t taps, int64_t depth, const A* panel,
+                   Acc* tile) = nullptr;
+
+  // out[m][out_first + n] += sum over k < depth of rows[m][first + k] * panel[k][n], n < tile_cols,
+  // for m < count.
+  void (*accumulate)(const A* const* rows, int64_t first, int64_t count, int64_t depth,
+                     const A* panel, Acc* const* out, int64_t out_first) = nullptr;
+
+  // out[m * out_stride + n] += sum over k < steps of left_rows[k][first + m] * right[k][n], n <
+  // tile_cols,
+  // for m < count; is_first: = instead of +=. right is laid out like a panel; left_rows[k] holds
+  // depth_step interleaved depths.
+  void (*outer)(const A* const* left_rows, int64_t first, const A* right, int64_t steps,
+                int64_t count, bool is_first, Acc* out, int64_t out_stride) = nullptr;
+};
+
+// Work along the channels of one pixel. T is the storage type, Acc the type of the sums.
+template <class T, class Acc>
+struct RowKernel {
+  // For m < count: out[m][c] = activation(sums[m * sums_stride + c] + bias[c] + residual[m][c]);
+  // bias and residual may be null.
+  void (*finish)(const Acc* sums, int64_t sums_stride, int64_t count, const Acc* bias,
+                 const T* const* residual, Activation activation, T* const* out,
+                 int64_t channels) = nullptr;
+  // out = activation(in).
+  void (*activate)(const T* in, Activation activation, T* out, int64_t channels) = nullptr;
+  // out = in, widened.
+  void (*widen)(const T* in, Acc* out, int64_t channels) = nullptr;
+  // out = in, rounded to the storage type.
+  void (*narrow)(const Acc* in, T* out, int64_t channels) = nullptr;
+  // out += in.
+  void (*add)(const T* in, Acc* out, int64_t channels) = nullptr;
+  // Depthwise, for p < pixels: sums[p * channels + c] = sum over t < count of
+  //   taps[p * count + t][c] * weight[t * channels + c]; a null tap is 0.
+  void (*depthwise)(const T* const* taps, int64_t pixels, int64_t count, const Acc* weight,
+                    Acc* sums, int64_t channels) = nullptr;
+  // out[c] += in[c] * scale[c].
+  void (*multiply_add)(const T* in, const Acc* scale, Acc* out, int64_t channels) = nullptr;
+  // to[2 c] = first[c], to[2 c + 1] = second[c].
+  void (*interleave)(const T* first, const T* second, T* to, int64_t channels) = nullptr;
+  // Neighbouring channels of a weight row [channel][tap] as words [channel / 2][tap][2]; channels
+  // is even. Reads and writes up to 32 elements past the end.
+  void (*pair_channels)(const T* from, int64_t channels, int64_t taps, T* to) = nullptr;
+  // out[c] += a[c] * b[c].
+  void (*product_add)(const T* a, const T* b, Acc* out, int64_t channels) = nullptr;
+};
+
+// to_rows[k][n] = from_rows[n][k] for n < rows, k < columns.
+using Transpose = void (*)(const float* const* from_rows, int64_t rows, float* const* to_rows,
+                           int64_t columns);
+
+// [0] is the wide tile, [1] a narrow one for few output channels.
+struct KernelTable {
+  const char* name = "";
+  GemmKernel<float, float> gemm_float[2];
+  GemmKernel<double, double> gemm_double[2];
+  GemmKernel<BFloat16, float>
+      gemm_bfloat16[2];  // multiply is null where the ISA has no dot product
+  RowKernel<float, float> row_float;
+  RowKernel<double, double> row_double;
+  RowKernel<BFloat16, float> row_bfloat16;
+  RowKernel<Half, float> row_half;
+  Transpose transpose = nullptr;
+};
+
+KernelTable make_portable_table();
+KernelTable make_avx2_table();
+KernelTable make_avx512_table();
+KernelTable make_avx512bf16_table();
+
+// The table of the instruction set in use (isa.h), made once.
+const KernelTable& kernels();
+
+template <class T>
+struct AccumulateTraits {
+  using Acc = float;
+};
+template <>
+struct AccumulateTraits<double> {
+  using Acc = double;
+};
+template <class T>
+using AccumulateType = typename AccumulateTraits<T>::Acc;
+
+template <class A>
+const GemmKernel<A, AccumulateType<A>>* gemm_kernels(const KernelTable& table);
+template <>
+inline const GemmKernel<float, float>* gemm_kernels<float>(const KernelTable& table) {
+  return table.gemm_float;
+}
+template <>
+inline const GemmKernel<double, double>* gemm_kernels<double>(const KernelTable& table) {
+  return table.gemm_double;
+}
+template <>
+inline const GemmKernel<BFloat16, float>* gemm_kernels<BFloat16>(const KernelTable& table) {
+  return table.gemm_bfloat16;
+}
+
+template <class T>
+const RowKernel<T, AccumulateType<T>>& row_kernel(const KernelTable& table);
+template <>
+inline const RowKernel<float, float>& row_kernel<float>(const KernelTable& table) {
+  return table.row_float;
+}
+template <>
+inline const RowKernel<double, double>& row_kernel<double>(const KernelTable& table) {
+  return table.row_double;
+}
+template <>
+inline const RowKernel<BFloat16, float>& row_kernel<BFloat16>(const KernelTable& table) {
+  return table.row_bfloat16;
+}
+template <>
+inline const RowKernel<Half, float>& row_kernel<Half>(const KernelTable& table) {
+  return table.row_half;
+}
+
+}  // namespace perfconv::cpu

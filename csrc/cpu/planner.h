@@ -1,0 +1,35 @@
+// Which CPU algorithm runs a problem, and why each other one does not. Torch-free: the operator and
+// perfconv.explain (through perfconv._C) ask the same function.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "core/geometry.h"
+
+namespace perfconv::cpu {
+
+enum class StorageType { kFloat, kDouble, kBFloat16, kHalf };
+
+enum class Pass { kForward, kBackward };
+
+struct AlgorithmVerdict {
+  ConvAlgorithm algorithm;
+  bool is_chosen;
+  std::string reason;
+};
+
+// active is the number of True pixels of the mask (over the batch).
+ConvAlgorithm choose_algorithm(const ConvGeometry& g, StorageType storage, int64_t active,
+                               ConvAlgorithm wanted, Pass pass = Pass::kForward);
+
+// One verdict for each algorithm, the chosen one first.
+std::vector<AlgorithmVerdict> explain_choice(const ConvGeometry& g, StorageType storage,
+                                             int64_t active, ConvAlgorithm wanted);
+
+// Density above which the dense convolution is faster; 0 without a tuned kernel.
+double break_even_density(const ConvGeometry& g, StorageType storage, Pass pass);
+
+const char* algorithm_name(ConvAlgorithm algorithm);
+
+}  // namespace perfconv::cpu

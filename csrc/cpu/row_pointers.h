@@ -1,0 +1,144 @@
+// How the implicit GEMM reaches the rows of its left operand: the input pixels of a block of active
+// outputs, either in place through pointers or copied and converted into a small block.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "cpu/conv.h"
+#include "cpu/images.h"
+#include "cpu/kernels/kernel_table.h"
+#include "cpu/pack.h"
+
+namespace perfconv::cpu {
+
+// Row pointers of consecutive active pixels in the order GemmKernel::multiply reads them:
+// [tile][tap][tile_rows]. Taps outside the image point to a row of zeros.
+template <class A>
+class TapPointers {
+ public:
+  TapPointers(const ConvGeometry& g, const A* input, const A* zeros, int64_t tile_rows)
+      : g_(g), input_(input), zeros_(zeros), tile_rows_(tile_rows) {
+    for (int64_t kh = 0; kh < g.kernel_height; ++kh) {
+      for (int64_t kw = 0; kw < g.kernel_width; ++kw) {
+        offsets_.push_back((kh * g.dilation_h * g.in_width + kw * g.dilation_w) * g.in_channels);
+      }
+    }
+  }
+
+  // The pixels positions[0 .. count); the rows start at input channel `channel`.
+  void fill(const int32_t* positions, int64_t count, int64_t channel) {
+    const int64_t taps = g_.taps();
+    const int64_t tiles = (count + tile_rows_ - 1) / tile_rows_;
+    pointers_.resize(static_cast<size_t>(tiles * taps * tile_rows_));
+    for (int64_t i = 0; i < count; ++i) {
+      const A** to = pointers_.data() + i / tile_rows_ * taps * tile_rows_ + i % tile_rows_;
+      fill_pixel(field_of(positions[i]), channel, to);
+    }
+  }
+
+  const A* const* tile(int64_t index) const {
+    return pointers_.data() + index * g_.taps() * tile_rows_;
+  }
+
+ private:
+  // receptive_field, without its divisions while consecutive pixels stay in one row.
+  Receptive field_of(int64_t position) {
+    if (position < row_begin_ || position >= row_begin_ + g_.out_width) {
+      row_begin_ = position / g_.out_width * g_.out_width;
+      row_field_ = receptive_field(g_, row_begin_);
+    }
+    return {.image = row_field_.image,
+            .y = row_field_.y,
+            .x = row_field_.x + (position - row_begin_) * g_.stride_w};
+  }
+
+  void fill_pixel(const Receptive& field, int64_t channel, const A** to) const {
+    const int64_t last_y = field.y + (g_.kernel_height - 1) * g_.dilation_h;
+    const int64_t last_x = field.x + (g_.kernel_width - 1) * g_.dilation_w;
+    const A* first = input_ + channel;
+    const int64_t origin =
+        ((field.image * g_.in_height + field.y) * g_.in_width + field.x) * g_.in_channels;
+    const int64_t taps = g_.taps();
+    if (field.y >= 0 && field.x >= 0 && last_y < g_.in_height && last_x < g_.in_width) {
+      for (int64_t t = 0; t < taps; ++t) to[t * tile_rows_] = first + (origin + offsets_[t]);
+      return;
+    }
+    for (int64_t kh = 0; kh < g_.kernel_height; ++kh) {
+      const int64_t y = field.y + kh * g_.dilation_h;
+      for (int64_t kw = 0; kw < g_.kernel_width; ++kw) {
+        const int64_t x = field.x + kw * g_.dilation_w;
+        const bool is_inside = y >= 0 && y < g_.in_height && x >= 0 && x < g_.in_width;
+        const int64_t t = kh * g_.kernel_width + kw;
+        to[t * tile_rows_] = is_inside ? first + (origin + offsets_[t]) : zeros_;
+      }
+    }
+  }
+
+  const ConvGeometry& g_;
+  const A* input_;
+  const A* zeros_;
+  int64_t tile_rows_;
+  int64_t row_begin_ = INT64_MIN / 2;  // flat position of the first pixel of the row seen last
+  Receptive row_field_{};
+  std::vector<int64_t> offsets_;
+  std::vector<const A*> pointers_;
+};
+
+// Copies row (channels of T) to A, through the instruction set's widening loop where that fits.
+template <class T, class A>
+void convert_row(const T* from, A* to, int64_t channels) {
+  if constexpr (std::is_same_v<T, A>) {
+    std::copy_n(from, channels, to);
+  } else if constexpr (std::is_same_v<A, AccumulateType<T>>) {
+    row_kernel<T>(kernels()).widen(from, to, channels);
+  } else if constexpr (std::is_same_v<T, AccumulateType<A>>) {
+    row_kernel<A>(kernels()).narrow(from, to, channels);
+  } else {
+    for (int64_t c = 0; c < channels; ++c) to[c] = from_float<A>(to_float(from[c]));
+  }
+}
+
+// The receptive fields of consecutive active pixels as rows of `depth` elements of A, converted:
+// for few channels, odd depths and dtypes without multiplications of their own. Small enough for
+// the second-level cache; not an im2col matrix.
+template <class T, class A>
+class PatchRows {
+ public:
+  PatchRows(const ConvGeometry& g, const T* input, int64_t depth, int64_t tile_rows)
+      : g_(g), input_(input), depth_(depth), tile_rows_(tile_rows) {}
+
+  void fill(const int32_t* positions, int64_t count, int64_t channel) {
+    const int64_t channels = g_.group_in_channels();
+    rows_.assign(static_cast<size_t>(count * depth_), A{});
+    pointers_.resize(static_cast<size_t>((count + tile_rows_ - 1) / tile_rows_ * tile_rows_));
+    for (int64_t i = 0; i < count; ++i) {
+      A* row = rows_.data() + i * depth_;
+      pointers_[static_cast<size_t>(i)] = row;
+      const Receptive field = receptive_field(g_, positions[i]);
+      for (int64_t kh = 0; kh < g_.kernel_height; ++kh) {
+        const int64_t y = field.y + kh * g_.dilation_h;
+        if (y < 0 || y >= g_.in_height) continue;
+        const T* line = input_ + (field.image * g_.in_height + y) * g_.in_width * g_.in_channels;
+        for (int64_t kw = 0; kw < g_.kernel_width; ++kw) {
+          const int64_t x = field.x + kw * g_.dilation_w;
+          if (x < 0 || x >= g_.in_width) continue;
+          convert_row(line + x * g_.in_channels + channel,
+                      row + (kh * g_.kernel_width + kw) * channels, channels);
+        }
+      }
+    }
+  }
+
+  const A* const* tile(int64_t index) const { return pointers_.data() + index * tile_rows_; }
+
+ private:
+  const ConvGeometry& g_;
+  const T* input_;
+  int64_t depth_;
+  int64_t tile_rows_;
+  std::vector<A> rows_;
+  std::vector<const A*> pointers_;
+};
+
+}  // namespace perfconv::cpu

@@ -1,0 +1,38 @@
+// Every operator schema: the table of contents of the native side. Implementations register
+// themselves per device in csrc/cpu and csrc/cuda; gradients are registered in perfconv/ops.
+//
+// Conventions: mask is bool (N or 1, 1, H_out, W_out). padding is (top, bottom, left, right).
+// active_idx and count are the compacted mask where the caller has it; an operator may compact the
+// mask again instead of reading them (the CPU does). packed_weight is what pack_weight made of the
+// same weight; one that does not fit the weight is ignored.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(perfconv, m) {
+  m.def("compact_mask(Tensor mask) -> (Tensor active_idx, Tensor count, Tensor image_counts)");
+  m.def(
+      "expand_mask(Tensor mask, int[2] kernel_size, int[2] stride, int[4] padding, "
+      "int[2] dilation, SymInt[2] input_size) -> Tensor");
+  m.def("gather_pixels(Tensor input, Tensor active_idx, Tensor count) -> Tensor");
+  m.def(
+      "scatter_pixels(Tensor rows, Tensor mask, Tensor active_idx, Tensor count, Tensor? base) "
+      "-> Tensor");
+  m.def("pack_weight(Tensor weight, int groups) -> Tensor");
+  m.def(
+      "perforated_conv2d(Tensor input, Tensor weight, Tensor mask, Tensor? bias=None, "
+      "Tensor? base=None, Tensor? residual=None, Tensor? active_idx=None, Tensor? count=None, "
+      "Tensor? packed_weight=None, int[2] stride=1, int[4] padding=0, int[2] dilation=1, "
+      "int groups=1, str fill=\"zero\", str activation=\"none\", bool activate_base=False, "
+      "float? expected_density=None, str algorithm=\"auto\") -> Tensor");
+  m.def(
+      "perforated_conv2d_dgrad(Tensor grad_output, Tensor weight, Tensor mask, "
+      "Tensor? active_idx, Tensor? count, SymInt[2] input_size, bool channels_last, "
+      "int[2] stride, int[4] padding, int[2] dilation, int groups, str algorithm=\"auto\") "
+      "-> Tensor");
+  m.def(
+      "perforated_conv2d_wgrad(Tensor grad_output, Tensor input, Tensor mask, "
+      "Tensor? active_idx, Tensor? count, int[2] kernel_size, int[2] stride, int[4] padding, "
+      "int[2] dilation, int groups, str algorithm=\"auto\") -> Tensor");
+  m.def("active_sum(Tensor values, Tensor mask) -> Tensor");
+  m.def("nearest_fill(Tensor values, Tensor mask) -> Tensor");
+  m.def("nearest_fill_grad(Tensor grad, Tensor mask) -> Tensor");
+}

@@ -1,0 +1,13 @@
+# Types of the native module (csrc/python/module.cpp).
+
+def build_info() -> dict[str, str]: ...
+def cpu_isa() -> str: ...
+def explain_cpu(
+    input: list[int],
+    weight: list[int],
+    output: list[int],
+    groups: int,
+    dtype: str,
+    active: int,
+    algorithm: str,
+) -> list[tuple[str, bool, str]]: ...

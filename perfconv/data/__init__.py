@@ -1,0 +1,1 @@
+"""Readers of images and labels: torch and file readers only."""

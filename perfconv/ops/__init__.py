@@ -1,0 +1,26 @@
+"""The operators: validation, one call of a native operator, and its gradients."""
+
+from perfconv.ops import flops  # noqa: F401  (registers the formulas)
+from perfconv.ops.conv import explain, perforated_conv2d
+from perfconv.ops.gather import gather_pixels, scatter_pixels
+from perfconv.ops.mask import (
+    ActivePixels,
+    compact_mask,
+    density,
+    downsample_mask,
+    expand_mask,
+)
+from perfconv.ops.pack import pack_weight
+
+__all__ = [
+    "ActivePixels",
+    "compact_mask",
+    "density",
+    "downsample_mask",
+    "expand_mask",
+    "explain",
+    "gather_pixels",
+    "pack_weight",
+    "perforated_conv2d",
+    "scatter_pixels",
+]

@@ -1,0 +1,53 @@
+"""Every test runs in torch's deterministic mode, where memory that nobody writes holds NaN.
+
+Also: the histogram of the algorithms that were compared with the oracle, at the end of a run.
+"""
+
+from collections.abc import Iterator
+
+import helpers
+import hypothesis
+import pytest
+import torch
+
+import perfconv
+
+hypothesis.settings.register_profile(
+    "perfconv", derandomize=True, database=None, deadline=None, print_blob=False
+)
+hypothesis.settings.load_profile("perfconv")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    ignored = "ignore:Using padding='same' with even kernel lengths"  # torch, about its own speed
+    config.addinivalue_line("filterwarnings", ignored)
+
+
+@pytest.fixture(autouse=True)
+def poison() -> Iterator[None]:
+    """Uninitialised memory holds NaN (torch.utils.deterministic.fill_uninitialized_memory)."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny problems wait longer for a second thread than it saves; some tests set two."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def pytest_report_header() -> str:
+    info = perfconv.build_info()
+    return f"perfconv: {info['cpu_isa']} kernels, built with torch {info['torch_build']}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if helpers.algorithms_run:
+        terminalreporter.section("algorithms compared with float64 dense convolution")
+        terminalreporter.write_line("\n".join(helpers.histogram()))

@@ -1,0 +1,115 @@
+"""perforated_conv2d and its gradients against the oracle: named problems, every dtype and layout.
+
+Every algorithm is forced by name. Uninitialised memory is NaN (tests/conftest.py), so a pixel that
+nobody writes fails too.
+"""
+
+import pytest
+import torch
+from helpers import ALGORITHMS, DTYPES, Problem, check, relayout
+
+import perfconv
+
+PROBLEMS = {
+    "plain": Problem(),
+    "pointwise": Problem(kernel=(1, 1), padding=(0, 0)),
+    "wide": Problem(in_channels=40, out_channels=72, size=(13, 14), fill="nearest"),
+    "tall_kernel": Problem(kernel=(5, 1), padding=(2, 0)),
+    "even_kernel_same": Problem(kernel=(2, 4), padding="same"),
+    "valid": Problem(padding="valid", has_bias=False),
+    "stride": Problem(size=(13, 16), stride=(2, 3)),
+    "stride_over_kernel": Problem(size=(13, 16), kernel=(2, 2), stride=(3, 4), padding=(0, 1)),
+    "dilation": Problem(size=(14, 12), dilation=(2, 3), padding=(2, 3)),
+    "padding_beyond": Problem(size=(3, 4), padding=(4, 3)),
+    "groups": Problem(in_channels=24, out_channels=36, groups=3),
+    "depthwise": Problem(in_channels=37, out_channels=37, groups=37),
+    "depthwise_stride": Problem(in_channels=16, out_channels=16, groups=16, stride=(2, 2)),
+    "depthwise_twice": Problem(in_channels=10, out_channels=20, groups=10),
+    "rgb": Problem(in_channels=3, out_channels=20, size=(12, 15), kernel=(7, 7), padding=(3, 3)),
+    "one_output": Problem(in_channels=33, out_channels=1),
+    "nearest": Problem(fill="nearest", density=0.1),
+    "passthrough": Problem(fill="passthrough"),
+    "residual_relu": Problem(has_residual=True, activation="relu"),
+    "relu6_nearest": Problem(activation="relu6", fill="nearest"),
+    "silu_residual": Problem(activation="silu", has_residual=True, has_bias=False),
+    "hardswish_base": Problem(activation="hardswish", fill="passthrough", activate_base=True),
+    "everything": Problem(
+        in_channels=32, out_channels=64, stride=(2, 1), groups=2, is_mask_shared=True,
+        has_residual=True, activation="relu", fill="passthrough", activate_base=True,
+    ),
+    "many_pixels": Problem(in_channels=16, out_channels=24, size=(24, 30), density=0.8),
+    "no_image": Problem(batch=0),
+    "empty_mask": Problem(density=0.0, fill="nearest"),
+    "full_mask": Problem(density=1.0),
+    "one_pixel": Problem(batch=1, size=(1, 1), density=1.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("algorithm", [*ALGORITHMS, "dense", "auto"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_against_oracle(name: str, dtype: torch.dtype, algorithm: str, layout: str) -> None:
+    check(PROBLEMS[name], dtype, algorithm, layout)
+
+
+@pytest.mark.parametrize("algorithm", [*ALGORITHMS, "dense", "auto"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_output_has_layout_of_input(algorithm: str, layout: str) -> None:
+    tensors = PROBLEMS["plain"].tensors(torch.float32)
+    input = tensors["input"]
+    if layout == "channels_last":
+        input = input.to(memory_format=torch.channels_last)
+    output = perfconv.perforated_conv2d(
+        input, tensors["weight"], tensors["mask"], padding=1, algorithm=algorithm
+    )
+    format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    assert output.is_contiguous(memory_format=format)
+
+
+def test_without_batch_dimension() -> None:
+    problem = Problem(batch=1, fill="passthrough", has_residual=True)
+    tensors = problem.tensors(torch.float32)
+    tensors.pop("grad_output")
+    images = perfconv.perforated_conv2d(**tensors, **problem.options)
+    for name in ("input", "base", "residual"):
+        tensors[name] = tensors[name][0]
+    assert torch.equal(perfconv.perforated_conv2d(**tensors, **problem.options), images[0])
+    tensors["mask"] = tensors["mask"][0]
+    assert torch.equal(perfconv.perforated_conv2d(**tensors, **problem.options), images[0])
+
+
+def test_mask_as_active_pixels() -> None:
+    tensors = PROBLEMS["plain"].tensors(torch.float32)
+    arguments = tensors["input"], tensors["weight"]
+    by_mask = perfconv.perforated_conv2d(*arguments, tensors["mask"], padding=1)
+    active = perfconv.compact_mask(tensors["mask"])
+    assert torch.equal(perfconv.perforated_conv2d(*arguments, active, padding=1), by_mask)
+
+
+def test_negated_and_conjugated_views() -> None:
+    """Views that carry a pending operation are resolved before a kernel reads memory."""
+    tensors = PROBLEMS["plain"].tensors(torch.float32)
+    input, weight, mask = tensors["input"], tensors["weight"], tensors["mask"]
+    negated = torch.complex(input, input).conj().imag
+    assert negated.is_neg()
+    expected = perfconv.perforated_conv2d(-input, weight, mask, padding=1)
+    assert torch.equal(perfconv.perforated_conv2d(negated, weight, mask, padding=1), expected)
+
+
+@pytest.mark.parametrize("algorithm", [*ALGORITHMS, "dense"])
+def test_masks_in_other_memory(algorithm: str) -> None:
+    """Views of larger masks, transposed ones, one image for all."""
+    tensors = PROBLEMS["plain"].tensors(torch.float32)
+    arguments = tensors["input"], tensors["weight"]
+    options = {"padding": 1, "algorithm": algorithm}
+    mask = tensors["mask"]
+    expected = perfconv.perforated_conv2d(*arguments, mask, **options)
+    views = [relayout(mask.float(), layout).bool() for layout in ("transposed", "channels_last")]
+    wide = torch.zeros(2, 3, 9, 25, dtype=torch.bool)
+    wide[:, 1:2, :, 2:24:2] = mask
+    views.append(wide[:, 1:2, :, 2:24:2])
+    for view in views:
+        assert torch.equal(perfconv.perforated_conv2d(*arguments, view, **options), expected)
+    first = perfconv.perforated_conv2d(*arguments, mask[:1].expand(2, 1, 9, 11), **options)
+    assert torch.equal(first, perfconv.perforated_conv2d(*arguments, mask[:1], **options))

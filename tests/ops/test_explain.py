@@ -1,0 +1,64 @@
+"""explain: which algorithm runs and why; what it says is what perforated_conv2d does."""
+
+import pytest
+import torch
+from helpers import ALGORITHMS, DTYPES, Problem
+
+import perfconv
+
+NAMES = {*ALGORITHMS, "dense"}
+TUNED = perfconv.build_info()["cpu_isa"] != "portable"
+
+
+def verdicts(problem: Problem, dtype: torch.dtype = torch.float32, **options) -> list[tuple]:
+    tensors = problem.tensors(dtype)
+    arguments = tensors["input"], tensors["weight"], tensors["mask"]
+    return perfconv.explain(*arguments, **problem.geometry, **options)
+
+
+@pytest.mark.parametrize("algorithm", sorted(NAMES))
+def test_by_name(algorithm: str) -> None:
+    found = verdicts(Problem(), algorithm=algorithm)
+    assert {name for name, _, _ in found} == NAMES
+    assert [name for name, is_chosen, _ in found if is_chosen] == [algorithm] == [found[0][0]]
+    assert all(reason for _, _, reason in found)
+
+
+@pytest.mark.parametrize("density", [0.0, 0.1, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_auto_runs_what_explain_says(dtype: torch.dtype, density: float) -> None:
+    """The same bits as the algorithm named first."""
+    problem = Problem(in_channels=64, out_channels=64, density=density)
+    tensors = problem.tensors(dtype)
+    arguments = tensors["input"], tensors["weight"], tensors["mask"]
+    chosen = verdicts(problem, dtype)[0][0]
+    by_name = perfconv.perforated_conv2d(*arguments, **problem.geometry, algorithm=chosen)
+    assert torch.equal(perfconv.perforated_conv2d(*arguments, **problem.geometry), by_name)
+
+
+@pytest.mark.skipif(not TUNED, reason="no tuned kernel on this instruction set")
+@pytest.mark.parametrize("channels", [64, 128, 256])
+@pytest.mark.parametrize("density", [0.02, 0.25, 0.5])
+def test_auto_is_sparse_where_it_pays(channels: int, density: float) -> None:
+    problem = Problem(
+        batch=1, in_channels=channels, out_channels=channels, size=(30, 40), density=density * 0.98
+    )
+    assert verdicts(problem)[0][0] == "implicit_gemm"
+
+
+def test_full_masks_run_densely_and_empty_ones_never() -> None:
+    assert verdicts(Problem(in_channels=64, out_channels=64, density=1.0))[0][0] == "dense"
+    assert verdicts(Problem(in_channels=64, out_channels=64, density=0.0))[0][0] != "dense"
+
+
+def test_shared_masks_and_unbatched_images() -> None:
+    problem = Problem(in_channels=64, out_channels=64, is_mask_shared=True, density=0.6)
+    alone = Problem(in_channels=64, out_channels=64, batch=1, density=0.6)
+    assert verdicts(problem)[0] == verdicts(alone)[0]
+    tensors = alone.tensors(torch.float32)
+    arguments = tensors["input"][0], tensors["weight"], tensors["mask"][0]
+    assert perfconv.explain(*arguments, padding=1)[0] == verdicts(alone)[0]
+    active = perfconv.compact_mask(tensors["mask"])
+    assert perfconv.explain(tensors["input"], tensors["weight"], active, padding=1) == verdicts(
+        alone
+    )

@@ -1,0 +1,151 @@
+"""torch.library.opcheck for every operator of csrc/library.cpp: schema, fake kernel, autograd, AOT.
+
+Each with and without requires_grad, contiguous and channels_last; a new operator must be added.
+"""
+
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+import torch
+from helpers import Problem, relayout
+from torch import Tensor
+
+import perfconv
+
+OPS = torch.ops.perfconv
+GEOMETRY = [[1, 1], [1, 1, 1, 1], [1, 1]]  # stride, padding (four sides), dilation
+FORMATS = ("contiguous", "channels_last")
+
+Make = Callable[[bool, str], tuple[tuple, dict]]
+
+
+@cache
+def problem() -> dict[str, Tensor]:
+    tensors = Problem(fill="passthrough", has_residual=True).tensors(torch.float32)
+    active = perfconv.compact_mask(tensors["mask"])
+    return {**tensors, "active_idx": active.active_idx, "count": active.count}
+
+
+def operand(name: str, requires_grad: bool, layout: str = "contiguous") -> Tensor:
+    return relayout(problem()[name], layout).detach().clone().requires_grad_(requires_grad)
+
+
+def conv(**options) -> Make:
+    def make(requires_grad: bool, layout: str) -> tuple[tuple, dict]:
+        arguments = [
+            operand(name, requires_grad, layout if name == "input" else "contiguous")
+            for name in ("input", "weight")
+        ]
+        bias, residual = operand("bias", requires_grad), operand("residual", requires_grad, layout)
+        base = operand("base", requires_grad) if options.get("fill") == "passthrough" else None
+        shared = {"padding": [1, 1, 1, 1], "base": base, "bias": bias, "residual": residual}
+        return (*arguments, problem()["mask"]), shared | options
+
+    return make
+
+
+def dgrad(requires_grad: bool, layout: str) -> tuple[tuple, dict]:
+    grad, weight = operand("grad_output", requires_grad, layout), operand("weight", requires_grad)
+    listed = problem()["mask"], problem()["active_idx"], problem()["count"]
+    return (grad, weight, *listed, [9, 11], layout == "channels_last", *GEOMETRY, 1), {}
+
+
+def wgrad(requires_grad: bool, layout: str) -> tuple[tuple, dict]:
+    grad = operand("grad_output", requires_grad, layout)
+    input = operand("input", requires_grad, layout)
+    return (grad, input, problem()["mask"], None, None, [3, 3], *GEOMETRY, 1), {}
+
+
+def gather(requires_grad: bool, layout: str) -> tuple[tuple, dict]:
+    return (operand("input", requires_grad, layout), *listed()), {}
+
+
+def listed() -> tuple[Tensor, Tensor]:
+    return problem()["active_idx"], problem()["count"]
+
+
+def scatter(requires_grad: bool, layout: str) -> tuple[tuple, dict]:
+    rows = torch.randn(problem()["mask"].numel(), 12).requires_grad_(requires_grad)
+    return (rows, problem()["mask"], *listed(), operand("base", requires_grad, layout)), {}
+
+
+def on_image(requires_grad: bool, layout: str) -> tuple[tuple, dict]:
+    return (operand("base", requires_grad, layout), problem()["mask"]), {}
+
+
+CASES: dict[str, tuple[str, Make]] = {
+    "conv": ("perforated_conv2d", conv()),
+    "conv_passthrough_relu": (
+        "perforated_conv2d",
+        conv(fill="passthrough", activation="relu", activate_base=True),
+    ),
+    "conv_nearest_silu": ("perforated_conv2d", conv(fill="nearest", activation="silu")),
+    "conv_dense": ("perforated_conv2d", conv(algorithm="dense")),
+    "conv_gather": ("perforated_conv2d", conv(algorithm="gather_gemm")),
+    "conv_direct": ("perforated_conv2d", conv(algorithm="direct")),
+    "dgrad": ("perforated_conv2d_dgrad", dgrad),
+    "wgrad": ("perforated_conv2d_wgrad", wgrad),
+    "gather_pixels": ("gather_pixels", gather),
+    "scatter_pixels": ("scatter_pixels", scatter),
+    "active_sum": ("active_sum", on_image),
+    "nearest_fill": ("nearest_fill", on_image),
+    "nearest_fill_grad": ("nearest_fill_grad", on_image),
+    "compact_mask": ("compact_mask", lambda *_: ((problem()["mask"],), {})),
+    "expand_mask": (
+        "expand_mask",
+        lambda *_: ((problem()["mask"], [3, 3], *GEOMETRY, [9, 11]), {}),
+    ),
+    "pack_weight": ("pack_weight", lambda *_: ((problem()["weight"], 1), {})),
+}
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("requires_grad", [False, True], ids=["plain", "requires_grad"])
+@pytest.mark.parametrize("name", CASES)
+def test_opcheck(name: str, requires_grad: bool, layout: str) -> None:
+    op, make = CASES[name]
+    arguments, options = make(requires_grad, layout)
+    torch.library.opcheck(getattr(OPS, op).default, arguments, options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("op", ["perforated_conv2d", "pack_weight"])
+def test_fake_kernel_in_other_dtypes(op: str, dtype: torch.dtype) -> None:
+    weight = problem()["weight"].to(dtype)
+    arguments = (weight, 1)
+    if op == "perforated_conv2d":
+        arguments = (problem()["input"].to(dtype), weight, problem()["mask"])
+    options = {} if op == "pack_weight" else {"padding": [1, 1, 1, 1]}
+    torch.library.opcheck(getattr(OPS, op).default, arguments, options)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"in_channels": 1, "out_channels": 1},
+        {"batch": 1, "size": (1, 1)},
+        {"size": (1, 11)},
+        {"batch": 0},
+        {"out_channels": 1},
+        {"in_channels": 1},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("layout", FORMATS)
+def test_fake_kernel_with_sides_of_one(changes: dict, layout: str) -> None:
+    """Sides of one or zero make formats ambiguous; real and fake strides must still agree."""
+    tensors = Problem(**changes).tensors(torch.float32)
+    input = relayout(tensors["input"], layout)
+    options = {"padding": [1, 1, 1, 1], "bias": tensors["bias"]}
+    torch.library.opcheck(
+        OPS.perforated_conv2d.default,
+        (input.requires_grad_(), tensors["weight"].requires_grad_(), tensors["mask"]),
+        options,
+    )
+
+
+def test_every_operator_is_here() -> None:
+    schemas = torch._C._jit_get_all_schemas()
+    operators = {schema.name for schema in schemas if schema.name.startswith("perfconv::")}
+    assert operators == {f"perfconv::{op}" for op, _ in CASES.values()}

@@ -1,0 +1,73 @@
+"""The benchmark scripts run, agree with the dense result, continue a file, and make a table.
+
+Timings are never judged here.
+"""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """bench_conv and report as modules."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    threads = torch.get_num_threads()
+    names = ("problems", "timing", "bench_conv", "report")
+    loaded = {}
+    for name in names:
+        spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, module)
+        spec.loader.exec_module(module)
+        loaded[name] = module
+    yield loaded
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("pattern", ["random", "blobs", "band"])
+@pytest.mark.parametrize("density", [0.1, 0.5, 1.0])
+def test_masks_have_about_the_wanted_density(scripts, pattern, density):
+    problem = scripts["problems"].Problem(8, 8, 30, 40, density=density, pattern=pattern, batch=2)
+    mask = scripts["problems"].make_mask(problem)
+    assert mask.shape == (2, 1, 30, 40)
+    assert mask.dtype == torch.bool
+    assert abs(mask.float().mean().item() - density) < 0.06
+
+
+def test_quick_run_writes_continues_and_reports(scripts, tmp_path, capsys):
+    output = tmp_path / "quick.jsonl"
+    arguments = ["--quick", "--filter", "c64-64", "--threads", "1", "--output", str(output)]
+    assert scripts["bench_conv"].main(arguments) == 0
+    head, *rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert head["isa"]
+    assert head["threads"] == 1
+    assert len(rows) == 4 * 2 * 2  # problems, passes, algorithms
+    assert all(row["candidate_ms"] > 0 and 0 < row["density"] < 1 for row in rows)
+    assert scripts["bench_conv"].main(arguments) == 0  # continued: nothing is measured again
+    assert len(output.read_text().splitlines()) == 1 + len(rows)
+    capsys.readouterr()
+    document = tmp_path / "page.md"
+    markers = scripts["report"].BEGIN, scripts["report"].END
+    document.write_text("before\n{}\nold\n{}\nafter\n".format(*markers))
+    assert scripts["report"].main([str(output), "--update", str(document)]) == 0
+    text = document.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert "64 to 64, 30x40" in text
+    assert "density 0.5" in text
+
+
+def test_a_wrong_kernel_is_not_timed(scripts, monkeypatch):
+    module = scripts["bench_conv"]
+    case = module.Case(scripts["problems"].Problem(16, 16, 8, 8))
+    monkeypatch.setattr(case, "perforated", lambda *_: torch.zeros(1, 16, 8, 8))
+    with pytest.raises(AssertionError, match="is off by"):
+        case.check("implicit_gemm")

@@ -1,0 +1,116 @@
+"""torch.func on the operators: grad, vmap, per-sample gradients, Jacobians, second derivatives."""
+
+import pytest
+import torch
+from helpers import Problem, random_mask
+from torch import Tensor
+
+import perfconv
+from perfconv.ops import reference
+
+PROBLEM = Problem(in_channels=8, out_channels=12, size=(12, 14), fill="nearest", activation="silu")
+
+
+def loss(
+    weight: Tensor, bias: Tensor, input: Tensor, mask: Tensor, function=perfconv.perforated_conv2d
+) -> Tensor:
+    """Of one image or several."""
+    images = input if input.dim() == 4 else input[None]
+    masks = mask if mask.dim() == 4 else mask[None]
+    output = function(
+        images, weight, masks, bias, padding=1, fill="nearest", activation="silu"
+    )  # fmt: skip
+    return output.square().sum()
+
+
+@pytest.fixture
+def operands() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    tensors = PROBLEM.tensors(torch.float64)
+    return tensors["weight"], tensors["bias"], tensors["input"], tensors["mask"]
+
+
+def test_func_grad(operands) -> None:
+    leaves = [value.clone().requires_grad_() for value in operands[:3]]
+    by_torch = loss(*leaves, operands[3], reference.perforated_conv2d)
+    expected = torch.autograd.grad(by_torch, leaves)
+    found = torch.func.grad(loss, argnums=(0, 1, 2))(*operands)
+    torch.testing.assert_close(found, expected)
+
+
+def test_per_sample_gradients(operands) -> None:
+    """vmap(grad): images and masks mapped, weights shared."""
+    weight, bias, input, mask = operands
+    found = torch.func.vmap(torch.func.grad(loss, argnums=(0, 1)), in_dims=(None, None, 0, 0))(
+        weight, bias, input, mask
+    )
+    each = [
+        torch.func.grad(loss, argnums=(0, 1))(weight, bias, *pair)
+        for pair in zip(input, mask, strict=True)
+    ]
+    for position in (0, 1):
+        torch.testing.assert_close(
+            found[position], torch.stack([sample[position] for sample in each])
+        )
+
+
+@pytest.mark.parametrize(
+    "in_dims",
+    [(0, None, None), (None, 0, None), (None, None, 0), (0, 0, 0), (1, None, 1), (0, 1, None)],
+)
+@pytest.mark.parametrize("fill", ["zero", "nearest", "passthrough"])
+def test_vmap(in_dims: tuple, fill: str) -> None:
+    def function(input: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
+        base = torch.ones(2, 6, 7, 8) if fill == "passthrough" else None
+        return perfconv.perforated_conv2d(input, weight, mask, padding=1, fill=fill, base=base)
+
+    def stacked(value: Tensor, dim: int | None) -> Tensor:
+        return value[0] if dim is None else value.movedim(0, dim)
+
+    torch.manual_seed(0)
+    every = torch.randn(3, 2, 4, 7, 8), torch.randn(3, 6, 4, 3, 3), random_mask(3, 2, 1, 7, 8)
+    arguments = [stacked(value, dim) for value, dim in zip(every, in_dims, strict=True)]
+    found = torch.func.vmap(function, in_dims=in_dims)(*arguments)
+    for sample in range(3):
+        chosen = [
+            value[0 if dim is None else sample] for value, dim in zip(every, in_dims, strict=True)
+        ]
+        torch.testing.assert_close(found[sample], function(*chosen))
+
+
+def test_jacobian(operands) -> None:
+    """vmap over the backward pass."""
+    weight, bias, input, mask = (value[:1] if value.dim() == 4 else value for value in operands)
+    weight, bias, input, mask = (
+        weight[:, :, :2, :2],
+        bias[:1],
+        input[..., :3, :4],
+        mask[..., :2, :3],
+    )
+
+    def function(values: Tensor, convolution=perfconv.perforated_conv2d) -> Tensor:
+        return convolution(values, weight, mask, bias, activation="silu")
+
+    found = torch.func.jacrev(function)(input)
+    by_torch = torch.autograd.functional.jacobian(
+        lambda values: function(values, reference.perforated_conv2d), input
+    )
+    torch.testing.assert_close(found, by_torch)
+    by_batches = torch.autograd.functional.jacobian(function, input, vectorize=True)
+    torch.testing.assert_close(by_batches, by_torch)
+
+
+def test_hessian_vector_product(operands) -> None:
+    """Reverse over reverse."""
+    weight, bias, input, mask = operands
+    direction = torch.randn_like(weight)
+
+    def slope(value: Tensor) -> Tensor:
+        return (torch.func.grad(loss)(value, bias, input, mask) * direction).sum()
+
+    found = torch.func.grad(slope)(weight)
+    step = 1e-5
+    forward, backward = (
+        torch.func.grad(loss)(weight + sign * step * direction, bias, input, mask)
+        for sign in (1, -1)
+    )
+    torch.testing.assert_close(found, (forward - backward) / (2 * step), rtol=1e-5, atol=1e-4)
