@@ -27,14 +27,14 @@ def batch() -> tuple[Tensor, Tensor]:
 
 def assert_as_unpacked(layer: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
     input, mask = batch
-    expected = perfconv.perforated_conv2d(
-        input, layer.weight.detach().clone(), mask, layer.bias, padding=1, algorithm="implicit_gemm"
-    )
-    packed = perfconv.perforated_conv2d(
-        input, layer.weight, mask, layer.bias, padding=1, algorithm="implicit_gemm",
-        packed_weight=layer._packed_weight,
-    )  # fmt: skip
-    assert torch.equal(packed, expected)
+    weight = layer.weight.detach().clone()
+    for algorithm in ("implicit_gemm", "auto"):  # the second is what the layer asks for
+        options = {"padding": 1, "algorithm": algorithm}
+        expected = perfconv.perforated_conv2d(input, weight, mask, layer.bias, **options)
+        packed = perfconv.perforated_conv2d(
+            input, layer.weight, mask, layer.bias, **options, packed_weight=layer._packed_weight
+        )
+        assert torch.equal(packed, expected)
     assert torch.equal(layer(input, mask), expected)
 
 
