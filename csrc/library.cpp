@@ -5,9 +5,9 @@
 // active_idx and count are the compacted mask where the caller has it; an operator may compact the
 // mask again instead of reading them (the CPU does). packed_weight is what pack_weight made of the
 // same weight; one that does not fit the weight is ignored.
-#include <torch/csrc/stable/library.h>
+#include "core/registration.h"
 
-STABLE_TORCH_LIBRARY(perfconv, m) {
+PERFCONV_LIBRARY(m) {
   m.def("compact_mask(Tensor mask) -> (Tensor active_idx, Tensor count, Tensor image_counts)");
   m.def(
       "expand_mask(Tensor mask, int[2] kernel_size, int[2] stride, int[4] padding, "

@@ -107,14 +107,15 @@ SUFFIXES = {".h", ".cpp", ".cu", ".cuh"}
 
 # Folder (longest prefix wins): the folders of csrc it may include, and whether torch is among them.
 MAY_INCLUDE = {
-    "library.cpp": ((), True),
-    "python/": (("cpu/", "core/"), False),
+    "library.cpp": (("core/",), True),
+    "python/": (("cpu/", "core/", "cuda/planner.h"), False),
     "core/": (("core/",), True),
     "cpu/": (("core/", "cpu/"), True),
     "cpu/kernels/": (("core/", "cpu/kernels/"), False),
     "cuda/": (("core/", "cuda/"), True),
     "cuda/kernels/": (("core/", "cuda/kernels/", "cuda/device/"), False),
-    "cuda/device/": (("core/", "cuda/device/"), False),
+    "cuda/device/": (("core/", "cuda/kernels/launch.h", "cuda/device/"), False),
+    "cuda/planner": (("core/", "cuda/planner.h"), False),
 }
 # Headers of core that kernels share with the host, without torch.
 TORCH_FREE_CORE = {"core/geometry.h", "core/element.h"}

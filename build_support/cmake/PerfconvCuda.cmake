@@ -1,15 +1,20 @@
 # perfconv_cuda: the CUDA kernels, built when nvcc is found and this tree has csrc/cuda.
+# With PERFCONV_EMULATED the same kernel objects, with their PTX kept readable, are also linked into
+# the emulated library of the tests (tests/emulator).
 # Sets PERFCONV_CUDA_VERSION (empty without the library) and PERFCONV_CUDA_ARCHS.
 
 set(PERFCONV_CUDA_VERSION "")
-file(GLOB cuda_sources CONFIGURE_DEPENDS csrc/cuda/*.cpp csrc/cuda/kernels/*.cu)
+option(PERFCONV_EMULATED "also build the emulated library that the tests run kernels with" OFF)
+file(GLOB cuda_sources CONFIGURE_DEPENDS csrc/cuda/*.cpp)
+list(REMOVE_ITEM cuda_sources "${CMAKE_SOURCE_DIR}/csrc/cuda/planner.cpp")  # in perfconv_host
+file(GLOB cuda_kernels CONFIGURE_DEPENDS csrc/cuda/kernels/*.cu)
 find_program(PERFCONV_NVCC nvcc HINTS ENV CUDACXX ENV CUDA_HOME ENV CUDA_PATH
              PATHS /usr/local/cuda PATH_SUFFIXES bin)
 
 set(obstacle "")
 if(PERFCONV_CUDA STREQUAL "OFF")
   set(obstacle "PERFCONV_CUDA is off")
-elseif(NOT cuda_sources)
+elseif(NOT cuda_kernels)
   set(obstacle "this tree has no CUDA sources (csrc/cuda)")
 elseif(NOT PERFCONV_NVCC)
   set(obstacle "no nvcc found: put it on PATH or set CUDA_HOME")
@@ -27,11 +32,17 @@ endif()
 if(NOT PERFCONV_CUDA_ARCHS)
   set(PERFCONV_CUDA_ARCHS 80-real 86-real 89-real 90a-real 100-real 120)
 endif()
+set(kernel_flags --expt-relaxed-constexpr --threads=0 -Xcompiler=-Wall,-Wextra)
+if(PERFCONV_EMULATED)
+  list(PREPEND PERFCONV_CUDA_ARCHS 80-virtual 90a-virtual)
+  list(APPEND kernel_flags -lineinfo -Xfatbin=-compress-mode=none)
+else()
+  list(APPEND kernel_flags -Xfatbin=-compress-all)
+endif()
 set(CMAKE_CUDA_COMPILER "${PERFCONV_NVCC}" CACHE FILEPATH "")
 set(CMAKE_CUDA_ARCHITECTURES ${PERFCONV_CUDA_ARCHS})
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
-set(CMAKE_CUDA_STANDARD 17)
-set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+set(CMAKE_CUDA_STANDARD 17)  # CMake 3.22 to 3.25 know no newer one for nvcc 13
 enable_language(CUDA)
 
 string(REGEX MATCH "^[0-9]+" nvcc_major "${CMAKE_CUDA_COMPILER_VERSION}")
@@ -41,11 +52,18 @@ if(PERFCONV_TORCH_CUDA_MAJOR AND NOT nvcc_major EQUAL PERFCONV_TORCH_CUDA_MAJOR)
     "${PERFCONV_TORCH_CUDA_MAJOR}.x: the driver must support CUDA ${nvcc_major}.")
 endif()
 
+add_library(perfconv_cuda_kernels OBJECT ${cuda_kernels})
+target_compile_options(perfconv_cuda_kernels PRIVATE ${kernel_flags})
+perfconv_target(perfconv_cuda_kernels)
+
 add_library(perfconv_cuda MODULE ${cuda_sources})
 target_include_directories(perfconv_cuda PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
-target_link_libraries(perfconv_cuda PRIVATE torch_stable)
-target_compile_options(perfconv_cuda PRIVATE
-  "$<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr;--threads=0;-Xfatbin=-compress-all;-Xcompiler=-Wall,-Wextra>")
+target_link_libraries(perfconv_cuda PRIVATE torch_stable perfconv_cuda_kernels)
+set_target_properties(perfconv_cuda PROPERTIES LINKER_LANGUAGE CUDA)  # the CUDA runtime, static
 perfconv_target(perfconv_cuda)
 perfconv_install(perfconv_cuda)
 set(PERFCONV_CUDA_VERSION "${CMAKE_CUDA_COMPILER_VERSION}")
+
+if(PERFCONV_EMULATED)
+  add_subdirectory(tests/emulator)
+endif()

@@ -15,6 +15,11 @@ enum class Activation { kNone, kRelu, kRelu6, kSilu, kHardswish };
 // The dataflows a caller can name; kAuto asks the planner.
 enum class ConvAlgorithm { kAuto, kDirect, kGatherGemm, kImplicitGemm, kDense };
 
+// How elements are stored; sums are float, or double for kDouble.
+enum class StorageType { kFloat, kDouble, kBFloat16, kHalf };
+
+enum class Pass { kForward, kBackward };
+
 // Sizes of one 2-D convolution. All lengths in pixels or channels.
 struct ConvGeometry {
   int64_t batch = 0;
@@ -36,13 +41,13 @@ struct ConvGeometry {
   int64_t dilation_w = 1;
   int64_t groups = 1;
 
-  int64_t taps() const { return kernel_height * kernel_width; }
-  int64_t in_pixels() const { return batch * in_height * in_width; }
-  int64_t out_pixels() const { return batch * out_height * out_width; }
-  int64_t group_in_channels() const { return in_channels / groups; }
-  int64_t group_out_channels() const { return out_channels / groups; }
-  bool is_depthwise() const { return groups == in_channels && groups == out_channels; }
-  bool is_symmetric() const { return pad_top == pad_bottom && pad_left == pad_right; }
+  constexpr int64_t taps() const { return kernel_height * kernel_width; }
+  constexpr int64_t in_pixels() const { return batch * in_height * in_width; }
+  constexpr int64_t out_pixels() const { return batch * out_height * out_width; }
+  constexpr int64_t group_in_channels() const { return in_channels / groups; }
+  constexpr int64_t group_out_channels() const { return out_channels / groups; }
+  constexpr bool is_depthwise() const { return groups == in_channels && groups == out_channels; }
+  constexpr bool is_symmetric() const { return pad_top == pad_bottom && pad_left == pad_right; }
 };
 
 }  // namespace perfconv

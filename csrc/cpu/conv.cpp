@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include "core/conv_arguments.h"
 #include "cpu/dense.h"
 #include "cpu/images.h"
 #include "cpu/planner.h"
@@ -12,65 +13,6 @@ namespace perfconv::cpu {
 namespace {
 
 constexpr const char* kOp = "perforated_conv2d";
-
-struct ForwardTensors {
-  const Tensor& input;
-  const Tensor& weight;
-  const Tensor& mask;
-  const OptionalTensor& bias;
-  const OptionalTensor& base;
-  const OptionalTensor& residual;
-};
-
-ConvGeometry check_tensors(const ForwardTensors& t, const std::vector<int64_t>& stride,
-                           const std::vector<int64_t>& padding,
-                           const std::vector<int64_t>& dilation, int64_t groups, Fill fill) {
-  check_floating(kOp, "input", t.input);
-  check_rank(kOp, "input", "(N, C_in, H, W)", t.input, 4);
-  check_rank(kOp, "weight", "(C_out, C_in / groups, K_h, K_w)", t.weight, 4);
-  check_like(kOp, "weight", t.weight, "input", t.input);
-  check_mask(kOp, t.mask, t.input);
-  const ConvGeometry g = make_geometry(kOp, size_vector(t.input), size_vector(t.weight), stride,
-                                       padding, dilation, groups);
-  check_mask_shape(kOp, t.mask, g.batch, g.out_height, g.out_width);
-  const std::vector<int64_t> out_shape{g.batch, g.out_channels, g.out_height, g.out_width};
-  if (t.bias) {
-    check_like(kOp, "bias", *t.bias, "input", t.input);
-    check_shape(kOp, "bias", "(C_out,)", *t.bias, {g.out_channels});
-  }
-  if (t.residual) {
-    check_like(kOp, "residual", *t.residual, "input", t.input);
-    check_shape(kOp, "residual", "(N, C_out, H_out, W_out)", *t.residual, out_shape);
-  }
-  if (fill == Fill::kPassthrough && !t.base) {
-    fail(kOp,
-         "fill=\"passthrough\" needs base, the (N, C_out, H_out, W_out) = ", shape_text(out_shape),
-         " tensor that inactive pixels take, got none. Pass base=.");
-  }
-  if (fill != Fill::kPassthrough && t.base) {
-    fail(kOp,
-         "base must come with fill=\"passthrough\", got another fill. Pass that fill, or no "
-         "base.");
-  }
-  if (t.base) {
-    check_like(kOp, "base", *t.base, "input", t.input);
-    check_shape(kOp, "base", "(N, C_out, H_out, W_out)", *t.base, out_shape);
-  }
-  return g;
-}
-
-StorageType storage_type(ScalarType dtype) {
-  switch (dtype) {
-    case ScalarType::Double:
-      return StorageType::kDouble;
-    case ScalarType::BFloat16:
-      return StorageType::kBFloat16;
-    case ScalarType::Half:
-      return StorageType::kHalf;
-    default:
-      return StorageType::kFloat;
-  }
-}
 
 void run_sparse(const ForwardProblem& problem, ConvAlgorithm algorithm) {
   if (algorithm == ConvAlgorithm::kImplicitGemm) {
@@ -94,8 +36,8 @@ Tensor perforated_conv2d(const Tensor& input, const Tensor& weight, const Tensor
   const Fill fill = parse_fill(kOp, fill_name);
   const Activation activation = parse_activation(kOp, activation_name);
   const ConvAlgorithm wanted = parse_algorithm(kOp, algorithm_name);
-  const ConvGeometry g = check_tensors({input, weight, mask, bias, base, residual}, stride, padding,
-                                       dilation, groups, fill);
+  const ConvGeometry g = check_forward(kOp, {input, weight, mask, bias, base, residual}, stride,
+                                       padding, dilation, groups, fill);
   const bool channels_last = is_channels_last(input);
   const ActiveList active = compact(mask, g.batch);
   ForwardProblem problem{

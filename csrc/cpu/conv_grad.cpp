@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/conv_arguments.h"
 #include "cpu/conv.h"
 #include "cpu/dense.h"
 #include "cpu/images.h"
@@ -15,38 +16,11 @@
 namespace perfconv::cpu {
 namespace {
 
-ConvGeometry check_grad(const char* op, const Tensor& grad_output, const char* operand_name,
-                        const Tensor& operand, const Tensor& mask,
-                        const std::vector<int64_t>& input_shape,
-                        const std::vector<int64_t>& weight_shape,
-                        const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-                        const std::vector<int64_t>& dilation, int64_t groups) {
-  check_floating(op, "grad_output", grad_output);
-  check_like(op, operand_name, operand, "grad_output", grad_output);
-  check_mask(op, mask, grad_output);
-  const ConvGeometry g =
-      make_geometry(op, input_shape, weight_shape, stride, padding, dilation, groups);
-  check_shape(op, "grad_output", "(N, C_out, H_out, W_out)", grad_output,
-              {g.batch, g.out_channels, g.out_height, g.out_width});
-  check_mask_shape(op, mask, g.batch, g.out_height, g.out_width);
-  return g;
-}
-
-void check_images(const char* op, const Tensor& grad_output, const char* operand_name,
-                  const Tensor& operand) {
-  check_rank(op, "grad_output", "(N, C_out, H_out, W_out)", grad_output, 4);
-  check_rank(op, operand_name, "4-D", operand, 4);
-}
-
 // Gradients through torch's convolution above break-even; otherwise as named, auto = implicit.
 ConvAlgorithm choose_grad_algorithm(const char* op, const ConvGeometry& g, ScalarType dtype,
                                     int64_t active, const std::string& name) {
   const ConvAlgorithm wanted = parse_algorithm(op, name);
-  const StorageType storage = dtype == ScalarType::Double     ? StorageType::kDouble
-                              : dtype == ScalarType::BFloat16 ? StorageType::kBFloat16
-                              : dtype == ScalarType::Half     ? StorageType::kHalf
-                                                              : StorageType::kFloat;
-  return choose_algorithm(g, storage, active, wanted, Pass::kBackward);
+  return choose_algorithm(g, storage_type(dtype), active, wanted, Pass::kBackward);
 }
 
 Tensor dgrad(const Tensor& grad_output, const Tensor& weight, const Tensor& mask,

@@ -7,7 +7,7 @@
 #include <tuple>
 #include <utility>
 
-#include "core/checks.h"
+#include "core/conv_arguments.h"
 #include "cpu/active.h"
 #include "cpu/images.h"
 
@@ -56,11 +56,7 @@ ActiveList compact(const Tensor& mask, int64_t batch) {
 namespace {
 
 std::tuple<Tensor, Tensor, Tensor> compact_mask(const Tensor& mask) {
-  constexpr const char* kOp = "compact_mask";
-  check_mask_image(kOp, mask, "(N, 1, H, W)");
-  if (mask.numel() >= (int64_t{1} << 31)) {
-    fail(kOp, "N * H * W must be below 2^31, got ", mask.numel(), ". Split the batch.");
-  }
+  check_compact_mask(mask);
   const int64_t batch = mask.size(0);
   const int64_t capacity = mask.numel();
   const ActiveList list = compact(mask, batch);
@@ -91,19 +87,8 @@ std::pair<int64_t, int64_t> taps_inside(int64_t start, int64_t dilation, int64_t
 Tensor expand_mask(const Tensor& mask, const std::vector<int64_t>& kernel_size,
                    const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                    const std::vector<int64_t>& dilation, const std::vector<int64_t>& input_size) {
-  constexpr const char* kOp = "expand_mask";
-  check_mask_image(kOp, mask, "(N, 1, H_out, W_out)");
-  check_length(kOp, "kernel_size", kernel_size, 2);
-  check_length(kOp, "input_size", input_size, 2);
-  check_range(kOp, "kernel_size", kernel_size, 1);
   const ConvGeometry g =
-      make_geometry(kOp, {mask.size(0), 1, input_size[0], input_size[1]},
-                    {1, 1, kernel_size[0], kernel_size[1]}, stride, padding, dilation, 1);
-  if (g.out_height != mask.size(2) || g.out_width != mask.size(3)) {
-    fail(kOp, "mask must be on the output grid (H_out, W_out) = (", g.out_height, ", ", g.out_width,
-         ") of input_size (", g.in_height, ", ", g.in_width, "), got ", shape_text(mask.sizes()),
-         ". Give the input_size of the convolution.");
-  }
+      check_expand_mask(mask, kernel_size, stride, padding, dilation, input_size);
   const ActiveList active = compact(mask, g.batch);
   const Tensor expanded = torch::stable::new_zeros(mask, {g.batch, 1, g.in_height, g.in_width});
   if (expanded.numel() == 0) return expanded;

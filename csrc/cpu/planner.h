@@ -9,10 +9,6 @@
 
 namespace perfconv::cpu {
 
-enum class StorageType { kFloat, kDouble, kBFloat16, kHalf };
-
-enum class Pass { kForward, kBackward };
-
 struct AlgorithmVerdict {
   ConvAlgorithm algorithm;
   bool is_chosen;

@@ -30,8 +30,8 @@ py::dict build_info() {
   return info;
 }
 
-perfconv::cpu::StorageType storage_type(const std::string& dtype) {
-  using perfconv::cpu::StorageType;
+perfconv::StorageType storage_type(const std::string& dtype) {
+  using perfconv::StorageType;
   if (dtype == "float32") return StorageType::kFloat;
   if (dtype == "float64") return StorageType::kDouble;
   if (dtype == "bfloat16") return StorageType::kBFloat16;

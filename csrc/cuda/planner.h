@@ -1,0 +1,37 @@
+// Which CUDA kernel runs a problem, and why each other one does not. Free of torch and CUDA: the
+// operators and perfconv.explain (through perfconv._C) ask the same functions.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/geometry.h"
+
+namespace perfconv::cuda {
+
+// The forward kernels behind the algorithm names: gather_gemm is one path of several kernels,
+// implicit_gemm is the first of its kernels that accepts the problem.
+enum class ForwardKernel { kDirect, kGatherGemm, kTensorCore, kSimt, kDepthwise, kFewChannels };
+
+// What the choice depends on besides the geometry.
+struct DeviceTraits {
+  StorageType storage = StorageType::kFloat;
+  int compute_capability = 80;
+  bool allow_tf32 = false;
+  bool is_aligned = true;  // input, weight and output start at a multiple of 16 bytes
+};
+
+// Why a kernel does not take a problem; empty if it does.
+std::string refusal(ForwardKernel kernel, const ConvGeometry& g, const DeviceTraits& device);
+
+// The kernel of an algorithm (never kAuto or kDense): the first one of its list without a refusal.
+ForwardKernel forward_kernel(const ConvGeometry& g, const DeviceTraits& device,
+                             ConvAlgorithm algorithm);
+
+// The algorithm that runs. The count of active pixels is on the device, so kAuto takes the dense
+// convolution only by what the caller expects.
+ConvAlgorithm choose_algorithm(const ConvGeometry& g, const DeviceTraits& device,
+                               ConvAlgorithm wanted, std::optional<double> expected_density);
+
+}  // namespace perfconv::cuda
