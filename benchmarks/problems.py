@@ -1,6 +1,6 @@
 """The problems that are timed: shapes, masks, and the named lists of them."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -128,4 +128,32 @@ def quick_problems() -> list[Problem]:
     ]
 
 
-LISTS = {"standard": standard_problems, "special": special_problems, "quick": quick_problems}
+def cuda_problems() -> list[Problem]:
+    """Layers that fill a GPU: at least 64 Ki pixels a batch, where the density is what matters."""
+    layers = (
+        Problem(256, 256, 128, 256, batch=2),
+        Problem(512, 512, 60, 80, batch=14, dilation=4),
+        Problem(64, 64, 120, 160, batch=8),
+        Problem(256, 64, 128, 256, batch=2, kernel=1),
+        Problem(256, 256, 128, 256, batch=2, groups=256),
+    )
+    cases = [
+        *(("bfloat16", density, "random") for density in (0.1, 0.25, 0.5, 0.75, 1.0)),
+        ("bfloat16", 0.25, "blobs"),
+        ("bfloat16", 0.25, "band"),
+        ("float16", 0.25, "random"),
+        ("float32", 0.25, "random"),
+    ]
+    return [
+        replace(layer, dtype=dtype, density=density, pattern=pattern)
+        for layer in layers
+        for dtype, density, pattern in cases
+    ]
+
+
+LISTS = {
+    "standard": standard_problems,
+    "special": special_problems,
+    "quick": quick_problems,
+    "cuda": cuda_problems,
+}

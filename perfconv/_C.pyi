@@ -11,3 +11,14 @@ def explain_cpu(
     active: int,
     algorithm: str,
 ) -> list[tuple[str, bool, str]]: ...
+def explain_cuda(
+    input: list[int],
+    weight: list[int],
+    output: list[int],
+    groups: int,
+    dtype: str,
+    allow_tf32: bool,
+    is_aligned: bool,
+    expected_density: float | None,
+    algorithm: str,
+) -> list[tuple[str, bool, str]]: ...

@@ -4,9 +4,18 @@
 is the drop-in layer. Importing this package never touches CUDA.
 """
 
-from perfconv import nn
+from perfconv import flops, losses, nn, schedules
 from perfconv._ext import build_info, cuda_error, has_cuda
-from perfconv.nn import MaskState, PerforatedConv2d, prepack
+from perfconv.convert import convert, unconvert
+from perfconv.nn import (
+    MaskState,
+    PerforatedConv2d,
+    force_gates,
+    fuse,
+    gates,
+    prepack,
+    record_gates,
+)
 from perfconv.ops import (
     ActivePixels,
     compact_mask,
@@ -14,7 +23,9 @@ from perfconv.ops import (
     downsample_mask,
     expand_mask,
     explain,
+    gate_mask,
     gather_pixels,
+    multi_dilation_conv2d,
     pack_weight,
     perforated_conv2d,
     scatter_pixels,
@@ -28,16 +39,27 @@ __all__ = [
     "PerforatedConv2d",
     "build_info",
     "compact_mask",
+    "convert",
     "cuda_error",
     "density",
     "downsample_mask",
     "expand_mask",
     "explain",
+    "flops",
+    "force_gates",
+    "fuse",
+    "gate_mask",
+    "gates",
     "gather_pixels",
     "has_cuda",
+    "losses",
+    "multi_dilation_conv2d",
     "nn",
     "pack_weight",
     "perforated_conv2d",
     "prepack",
+    "record_gates",
     "scatter_pixels",
+    "schedules",
+    "unconvert",
 ]

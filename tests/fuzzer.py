@@ -74,6 +74,7 @@ def coherent_conv(r: random.Random) -> dict:
         "weight": torch.randn(outputs, channels // groups, taps, taps).to(dtype),
         "mask": torch.rand(r.choice([1, batch]), 1, *size) < r.random(),
         "grad_output": torch.randn(batch, outputs, *size).to(dtype),
+        "gate": torch.randn(2, outputs).to(dtype),
         "size": [height, width],
         "taps": [taps, taps],
         "padding": [padding] * 4,
@@ -99,11 +100,16 @@ def operator_call(r: random.Random) -> tuple[object, list, dict]:
         (ops.perforated_conv2d_wgrad, [
             c["grad_output"], c["input"], c["mask"], None, None, c["taps"], *rest, algorithm,
         ]),
+        (ops.perforated_conv2d_backward, [
+            c["grad_output"], c["input"], c["weight"], c["mask"], None, None, *rest,
+            r.random() < 0.5, algorithm,
+        ]),
         (ops.active_sum, [c["grad_output"], c["mask"]]),
         (ops.nearest_fill, [c["grad_output"], c["mask"]]),
         (ops.nearest_fill_grad, [c["grad_output"], c["mask"]]),
         (ops.compact_mask, [c["mask"]]),
         (ops.expand_mask, [c["mask"], c["taps"], *rest[:3], c["size"]]),
+        (ops.gate_mask, [c["grad_output"], c["gate"], None, r.random() < 0.5]),
         (ops.gather_pixels, [c["grad_output"], *active[:2]]),
         (ops.scatter_pixels, [
             torch.randn(c["mask"].numel(), 3), c["mask"], *active[:2], None,
@@ -128,6 +134,7 @@ def function_call(r: random.Random) -> tuple[object, list, dict]:
         (perfconv.downsample_mask, [c["mask"], 2], {}),
         (perfconv.density, [c["mask"]], {}),
         (perfconv.compact_mask, [c["mask"]], {}),
+        (perfconv.gate_mask, [c["grad_output"], c["gate"], None], {}),
         (perfconv.gather_pixels, [c["grad_output"], active], {}),
         (perfconv.scatter_pixels, [torch.randn(c["mask"].numel(), 3), active], {}),
         (perfconv.pack_weight, [c["weight"]], {"groups": c["groups"]}),

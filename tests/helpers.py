@@ -4,7 +4,7 @@ A result is held against float64 and may err twice as much as dense PyTorch in t
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -124,6 +124,50 @@ def relayout(value: Tensor | None, layout: str) -> Tensor | None:
     storage = value.new_full((value.numel() + 1,), torch.nan)  # off every alignment but its own
     storage[1:] = value.flatten()
     return storage[1:].view(value.shape)
+
+
+def gate_operands(
+    channels: int,
+    dtype: torch.dtype,
+    size: tuple[int, int, int] = (2, 9, 11),
+    has_bias: bool = True,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Input, weight and bias of a gate; size is (N, H, W)."""
+    generator = torch.Generator().manual_seed(channels)
+    shapes = (size[0], channels, *size[1:]), (2, channels), (2,)
+    input, weight, bias = (torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
+    return input, weight, bias if has_bias else None
+
+
+def assert_gated(
+    found: Sequence[Tensor], input: Tensor, weight: Tensor, bias: Tensor | None
+) -> None:
+    """Mask, list, counts and, if it is not empty, soft of a gate against the oracle.
+
+    A pixel whose logits are as close as rounded sums may bring them can go either way.
+    """
+    soft, mask, active_idx, count, image_counts = (value.cpu() for value in found)
+    operands = [None if value is None else to_double(value) for value in (input, weight, bias)]
+    logits, exact = reference.gate_mask(*operands)
+    sizes = [None if value is None else value.abs() for value in operands]
+    wide = torch.promote_types(input.dtype, torch.float32)
+    rounding = 64 * torch.finfo(wide).eps * reference.gate_mask(*sizes)[0].sum(1, keepdim=True)
+    margin = logits[:, 1:] - logits[:, :1]
+    is_clear = margin.abs() > rounding
+    assert mask.dtype == torch.bool
+    assert mask.shape == margin.shape
+    assert torch.equal(mask & is_clear, (margin > 0) & is_clear)
+    assert is_clear.double().mean() > 0.9 or mask.numel() < 20  # the exception stays one
+    positions = reference.active_positions(mask)
+    assert active_idx.dtype == count.dtype == image_counts.dtype == torch.int32
+    assert active_idx.tolist() == positions + [-1] * (mask.numel() - len(positions))
+    assert count.tolist() == [len(positions)]
+    assert image_counts.tolist() == mask.flatten(1).sum(1).tolist()
+    if soft.shape == (0,):
+        return
+    assert soft.dtype == input.dtype
+    error = (soft.double() - exact).abs()  # a slope of 1/4 at most, and one rounding
+    assert (error <= rounding / 4 + torch.finfo(input.dtype).eps * exact).all()
 
 
 def run(function: Callable[..., Tensor], tensors: dict, problem: Problem, **options) -> dict:

@@ -16,10 +16,10 @@ FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 
 @pytest.fixture
 def scripts(monkeypatch):
-    """bench_conv and report as modules."""
+    """The scripts as modules."""
     monkeypatch.syspath_prepend(str(FOLDER))
     threads = torch.get_num_threads()
-    names = ("problems", "timing", "bench_conv", "report")
+    names = ("problems", "timing", "timing_cuda", "bench_conv", "bench_cuda", "report")
     loaded = {}
     for name in names:
         spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
@@ -29,6 +29,8 @@ def scripts(monkeypatch):
         loaded[name] = module
     yield loaded
     torch.set_num_threads(threads)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 @pytest.mark.parametrize("pattern", ["random", "blobs", "band"])
@@ -71,3 +73,35 @@ def test_a_wrong_kernel_is_not_timed(scripts, monkeypatch):
     monkeypatch.setattr(case, "perforated", lambda *_: torch.zeros(1, 16, 8, 8))
     with pytest.raises(AssertionError, match="is off by"):
         case.check("implicit_gemm")
+
+
+def test_a_dry_run_of_the_gpu_benchmark(scripts, tmp_path, capsys):
+    output = tmp_path / "gpu.jsonl"
+    only = "c64-64-1x30x40-k3-dil1-bfloat16-random0.25"
+    arguments = ["--dry-run", "--filter", only, "--repeats", "3", "--output", str(output)]
+    assert scripts["bench_cuda"].main(arguments) == 0
+    head, *rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert {"device", "driver", "cuda", "torch", "commit", "tf32"} <= head.keys()
+    compared = {"dense", "dense_nchw", "implicit_gemm", "gather_gemm", "im2col", "matmul"}
+    for mode in ("graph", "eager"):
+        found = {row["algorithm"] for row in rows if row["pass"] == mode and "dtype" in row}
+        assert compared <= found
+    assert all(row["low_us"] <= row["median_us"] <= row["high_us"] for row in rows)
+    assert scripts["bench_cuda"].main(arguments) == 0  # continued: nothing is measured again
+    assert len(output.read_text().splitlines()) == 1 + len(rows)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_gpu_benchmark_needs_a_gpu(scripts, capsys):
+    assert scripts["bench_cuda"].main([]) == 1
+    assert "no GPU to measure on" in capsys.readouterr().err
+
+
+def test_a_wrong_result_is_not_timed_on_a_gpu(scripts, monkeypatch):
+    module = scripts["bench_cuda"]
+    problem = scripts["problems"].Problem(16, 16, 8, 8)
+    case = module.Case(problem, torch.device("cpu"))
+    case.check()
+    monkeypatch.setattr(case, "perforated", lambda *_: torch.full((1, 16, 8, 8), torch.nan))
+    with pytest.raises(AssertionError, match="is off by nan"):
+        case.check()

@@ -11,9 +11,9 @@ import perfconv
 
 MODULES = [
     module.name
-    for package in (perfconv.ops, perfconv.nn)
+    for package in (perfconv.ops, perfconv.nn, perfconv.losses)
     for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
-]
+] + ["perfconv.convert", "perfconv.flops", "perfconv.schedules"]
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -115,6 +115,48 @@ def test_compile_of_masks_made_in_the_graph() -> None:
         torch.testing.assert_close(*grads)
 
 
+def test_compile_of_a_gate() -> None:
+    """The gate's mask feeds a layer and its soft output the loss; one compilation for all data."""
+
+    def function(input: Tensor, gate: Tensor, bias: Tensor, weight: Tensor) -> Tensor:
+        active, soft = perfconv.gate_mask(input, gate, bias)
+        return perfconv.perforated_conv2d(input, weight, active, padding=1) * soft
+
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(function, fullgraph=True, backend=counter)
+    torch.manual_seed(0)
+    leaves = [torch.randn(2, 8, requires_grad=True), torch.randn(2, requires_grad=True),
+              torch.randn(5, 8, 3, 3, requires_grad=True)]  # fmt: skip
+    for offset in (0.0, 100.0, -100.0):  # some pixels active, all, none
+        input = torch.randn(2, 8, 9, 11)
+        arguments = (input, leaves[0], leaves[1] + torch.tensor([0.0, offset]), leaves[2])
+        results = [each(*arguments) for each in (compiled, function)]
+        torch.testing.assert_close(*results)
+        grads = [torch.autograd.grad(result.square().sum(), leaves) for result in results]
+        torch.testing.assert_close(*grads)
+    assert counter.frame_count == 1
+
+
+def test_export_of_a_gate() -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate, self.layer = nn.Conv2d(8, 2, 1), perfconv.PerforatedConv2d(8, 4, 3)
+
+        def forward(self, input: Tensor) -> Tensor:
+            active, _ = perfconv.gate_mask(input, self.gate.weight, self.gate.bias)
+            return self.layer(F.pad(input, (1, 1, 1, 1)), active)
+
+    model = Gated().requires_grad_(False)
+    batch = torch.export.Dim("N", min=2, max=64)
+    module = torch.export.export(
+        model, (torch.randn(2, 8, 9, 11),), dynamic_shapes=({0: batch},)
+    ).module()
+    for size in (2, 5):
+        input = torch.randn(size, 8, 9, 11)
+        torch.testing.assert_close(module(input), model(input))
+
+
 # ---- torch.export, AOTInductor -------------------------------------------------------------------
 
 
@@ -217,8 +259,12 @@ def test_operators_have_names_in_the_profiler() -> None:
         perfconv.perforated_conv2d(
             tensors["input"], tensors["weight"].requires_grad_(), tensors["mask"], padding=1
         ).sum().backward()
+        perfconv.perforated_conv2d(
+            tensors["input"].requires_grad_(), tensors["weight"], tensors["mask"], padding=1
+        ).sum().backward()
     names = {event.key for event in profile.key_averages()}
-    assert {"perfconv::perforated_conv2d", "perfconv::perforated_conv2d_wgrad"} <= names
+    expected = {"perforated_conv2d", "perforated_conv2d_wgrad", "perforated_conv2d_backward"}
+    assert {f"perfconv::{name}" for name in expected} <= names
 
 
 def test_meta_tensors() -> None:

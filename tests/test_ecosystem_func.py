@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers import Problem, random_mask
 from torch import Tensor
+from torch.func import grad, jacrev, vmap
 
 import perfconv
 from perfconv.ops import reference
@@ -33,19 +34,16 @@ def test_func_grad(operands) -> None:
     leaves = [value.clone().requires_grad_() for value in operands[:3]]
     by_torch = loss(*leaves, operands[3], reference.perforated_conv2d)
     expected = torch.autograd.grad(by_torch, leaves)
-    found = torch.func.grad(loss, argnums=(0, 1, 2))(*operands)
+    found = grad(loss, argnums=(0, 1, 2))(*operands)
     torch.testing.assert_close(found, expected)
 
 
 def test_per_sample_gradients(operands) -> None:
     """vmap(grad): images and masks mapped, weights shared."""
     weight, bias, input, mask = operands
-    found = torch.func.vmap(torch.func.grad(loss, argnums=(0, 1)), in_dims=(None, None, 0, 0))(
-        weight, bias, input, mask
-    )
+    found = vmap(grad(loss, argnums=(0, 1)), in_dims=(None, None, 0, 0))(weight, bias, input, mask)
     each = [
-        torch.func.grad(loss, argnums=(0, 1))(weight, bias, *pair)
-        for pair in zip(input, mask, strict=True)
+        grad(loss, argnums=(0, 1))(weight, bias, *pair) for pair in zip(input, mask, strict=True)
     ]
     for position in (0, 1):
         torch.testing.assert_close(
@@ -69,7 +67,7 @@ def test_vmap(in_dims: tuple, fill: str) -> None:
     torch.manual_seed(0)
     every = torch.randn(3, 2, 4, 7, 8), torch.randn(3, 6, 4, 3, 3), random_mask(3, 2, 1, 7, 8)
     arguments = [stacked(value, dim) for value, dim in zip(every, in_dims, strict=True)]
-    found = torch.func.vmap(function, in_dims=in_dims)(*arguments)
+    found = vmap(function, in_dims=in_dims)(*arguments)
     for sample in range(3):
         chosen = [
             value[0 if dim is None else sample] for value, dim in zip(every, in_dims, strict=True)
@@ -90,7 +88,7 @@ def test_jacobian(operands) -> None:
     def function(values: Tensor, convolution=perfconv.perforated_conv2d) -> Tensor:
         return convolution(values, weight, mask, bias, activation="silu")
 
-    found = torch.func.jacrev(function)(input)
+    found = jacrev(function)(input)
     by_torch = torch.autograd.functional.jacobian(
         lambda values: function(values, reference.perforated_conv2d), input
     )
@@ -105,12 +103,52 @@ def test_hessian_vector_product(operands) -> None:
     direction = torch.randn_like(weight)
 
     def slope(value: Tensor) -> Tensor:
-        return (torch.func.grad(loss)(value, bias, input, mask) * direction).sum()
+        return (grad(loss)(value, bias, input, mask) * direction).sum()
 
-    found = torch.func.grad(slope)(weight)
+    found = grad(slope)(weight)
     step = 1e-5
     forward, backward = (
-        torch.func.grad(loss)(weight + sign * step * direction, bias, input, mask)
-        for sign in (1, -1)
+        grad(loss)(weight + sign * step * direction, bias, input, mask) for sign in (1, -1)
     )
     torch.testing.assert_close(found, (forward - backward) / (2 * step), rtol=1e-5, atol=1e-4)
+
+
+NESTED = {
+    "backward through vmap": lambda scalar, input: torch.autograd.grad(
+        vmap(scalar)(input).square().sum(), input
+    )[0],
+    "grad of vmap": lambda scalar, input: grad(lambda value: vmap(scalar)(value).sum())(input),
+    "jacrev of jacrev": lambda scalar, input: jacrev(jacrev(scalar))(input[0]),
+    "backward through jacrev": lambda scalar, input: torch.autograd.grad(
+        jacrev(scalar)(input[0]).square().sum(), input
+    )[0],
+    "vmap of vmap of grad": lambda scalar, input: vmap(vmap(grad(scalar)))(input[None]),
+}
+
+
+@pytest.mark.parametrize("name", NESTED)
+@pytest.mark.parametrize("shares_weight", [True, False])
+def test_nested_transforms(name: str, shares_weight: bool) -> None:
+    """Batched tensors hide that what they wrap requires a gradient."""
+    torch.manual_seed(0)
+    input = torch.randn(3, 2, 2, 4, 5, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(2, 2, 3, 3, dtype=torch.float64)
+    mask = random_mask(2, 1, 4, 5)
+
+    def scalar(value: Tensor, convolution=perfconv.perforated_conv2d) -> Tensor:
+        filters = weight if shares_weight else weight * value.mean()
+        return convolution(value, filters, mask, padding=1, activation="silu").pow(3).sum()
+
+    found = NESTED[name](scalar, input)
+    by_torch = NESTED[name](lambda value: scalar(value, reference.perforated_conv2d), input)
+    torch.testing.assert_close(found, by_torch)
+
+
+def test_vmap_inside_a_compiled_function(operands) -> None:
+    weight, bias, input, mask = operands
+
+    def convolve(image: Tensor, chosen: Tensor) -> Tensor:
+        return perfconv.perforated_conv2d(image[None], weight, chosen[None], bias, padding=1)
+
+    compiled = torch.compile(vmap(convolve), fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(input, mask), vmap(convolve)(input, mask))

@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "train": {"*"},
     "cli": {"*", "cli"},
     "__init__": {"*"},
+    "__main__": {"cli"},
 }
 FOREIGN = {"tests", "benchmarks", "examples"}
 
@@ -115,7 +116,7 @@ MAY_INCLUDE = {
     "cuda/": (("core/", "cuda/"), True),
     "cuda/kernels/": (("core/", "cuda/kernels/", "cuda/device/"), False),
     "cuda/device/": (("core/", "cuda/kernels/launch.h", "cuda/device/"), False),
-    "cuda/planner": (("core/", "cuda/planner.h"), False),
+    "cuda/planner": (("core/", "cuda/planner"), False),
 }
 # Headers of core that kernels share with the host, without torch.
 TORCH_FREE_CORE = {"core/geometry.h", "core/element.h"}

@@ -68,13 +68,19 @@ inline void check_rank(const char* op, const char* name, const char* letters, co
   }
 }
 
-// Same device and dtype as the first tensor argument.
-inline void check_like(const char* op, const char* name, const Tensor& tensor, const char* first,
-                       const Tensor& reference) {
+// Same device as the first tensor argument.
+inline void check_device(const char* op, const char* name, const Tensor& tensor, const char* first,
+                         const Tensor& reference) {
   if (tensor.is_cuda() != reference.is_cuda() || tensor.get_device() != reference.get_device()) {
     fail(op, name, " must be on the device of ", first, ", got another. Move it with ", name,
          ".to(", first, ".device).");
   }
+}
+
+// Same device and dtype as the first tensor argument.
+inline void check_like(const char* op, const char* name, const Tensor& tensor, const char* first,
+                       const Tensor& reference) {
+  check_device(op, name, tensor, first, reference);
   if (tensor.scalar_type() != reference.scalar_type()) {
     fail(op, name, " must have the dtype of ", first, ", ", toString(reference.scalar_type()),
          ", got ", toString(tensor.scalar_type()), ". Convert it with ", name, ".to(", first,

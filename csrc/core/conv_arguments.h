@@ -28,6 +28,25 @@ struct ForwardTensors {
   const OptionalTensor& residual;
 };
 
+// base comes with the passthrough fill, in the shape of the output, and only then.
+inline void check_base(const char* op, const OptionalTensor& base, const Tensor& input,
+                       const std::vector<int64_t>& out_shape, Fill fill) {
+  if (fill == Fill::kPassthrough && !base) {
+    fail(op,
+         "fill=\"passthrough\" needs base, the (N, C_out, H_out, W_out) = ", shape_text(out_shape),
+         " tensor that inactive pixels take, got none. Pass base=.");
+  }
+  if (fill != Fill::kPassthrough && base) {
+    fail(op,
+         "base must come with fill=\"passthrough\", got another fill. Pass that fill, or no "
+         "base.");
+  }
+  if (base) {
+    check_like(op, "base", *base, "input", input);
+    check_shape(op, "base", "(N, C_out, H_out, W_out)", *base, out_shape);
+  }
+}
+
 inline ConvGeometry check_forward(const char* op, const ForwardTensors& t,
                                   const std::vector<int64_t>& stride,
                                   const std::vector<int64_t>& padding,
@@ -49,20 +68,7 @@ inline ConvGeometry check_forward(const char* op, const ForwardTensors& t,
     check_like(op, "residual", *t.residual, "input", t.input);
     check_shape(op, "residual", "(N, C_out, H_out, W_out)", *t.residual, out_shape);
   }
-  if (fill == Fill::kPassthrough && !t.base) {
-    fail(op,
-         "fill=\"passthrough\" needs base, the (N, C_out, H_out, W_out) = ", shape_text(out_shape),
-         " tensor that inactive pixels take, got none. Pass base=.");
-  }
-  if (fill != Fill::kPassthrough && t.base) {
-    fail(op,
-         "base must come with fill=\"passthrough\", got another fill. Pass that fill, or no "
-         "base.");
-  }
-  if (t.base) {
-    check_like(op, "base", *t.base, "input", t.input);
-    check_shape(op, "base", "(N, C_out, H_out, W_out)", *t.base, out_shape);
-  }
+  check_base(op, t.base, t.input, out_shape, fill);
   return g;
 }
 
@@ -88,6 +94,47 @@ inline void check_images(const char* op, const Tensor& grad_output, const char* 
                          const Tensor& operand) {
   check_rank(op, "grad_output", "(N, C_out, H_out, W_out)", grad_output, 4);
   check_rank(op, operand_name, "4-D", operand, 4);
+}
+
+// dgrad: the gradient of an input of input_size (H, W).
+inline ConvGeometry check_dgrad(const char* op, const Tensor& grad_output, const Tensor& weight,
+                                const Tensor& mask, const std::vector<int64_t>& input_size,
+                                const std::vector<int64_t>& stride,
+                                const std::vector<int64_t>& padding,
+                                const std::vector<int64_t>& dilation, int64_t groups) {
+  check_images(op, grad_output, "weight", weight);
+  check_length(op, "input_size", input_size, 2);
+  check_groups(op, weight.size(0), groups);
+  return check_grad(op, grad_output, "weight", weight, mask,
+                    {grad_output.size(0), weight.size(1) * groups, input_size[0], input_size[1]},
+                    size_vector(weight), stride, padding, dilation, groups);
+}
+
+// wgrad: the gradient of a weight of kernel_size (K_h, K_w).
+inline ConvGeometry check_wgrad(const char* op, const Tensor& grad_output, const Tensor& input,
+                                const Tensor& mask, const std::vector<int64_t>& kernel_size,
+                                const std::vector<int64_t>& stride,
+                                const std::vector<int64_t>& padding,
+                                const std::vector<int64_t>& dilation, int64_t groups) {
+  check_images(op, grad_output, "input", input);
+  check_length(op, "kernel_size", kernel_size, 2);
+  check_groups(op, grad_output.size(1), groups);
+  return check_grad(op, grad_output, "input", input, mask, size_vector(input),
+                    {grad_output.size(1), input.size(1) / groups, kernel_size[0], kernel_size[1]},
+                    stride, padding, dilation, groups);
+}
+
+// All gradients at once.
+inline ConvGeometry check_backward(const char* op, const Tensor& grad_output, const Tensor& input,
+                                   const Tensor& weight, const Tensor& mask,
+                                   const std::vector<int64_t>& stride,
+                                   const std::vector<int64_t>& padding,
+                                   const std::vector<int64_t>& dilation, int64_t groups) {
+  check_images(op, grad_output, "input", input);
+  check_rank(op, "weight", "4-D", weight, 4);
+  check_like(op, "weight", weight, "grad_output", grad_output);
+  return check_grad(op, grad_output, "input", input, mask, size_vector(input), size_vector(weight),
+                    stride, padding, dilation, groups);
 }
 
 inline void check_compact_mask(const Tensor& mask) {
@@ -117,6 +164,76 @@ inline ConvGeometry check_expand_mask(const Tensor& mask, const std::vector<int6
          ". Give the input_size of the convolution.");
   }
   return g;
+}
+
+// The list of active pixels that a caller hands over: device, types and shapes.
+inline void check_list(const char* op, const Tensor& active_idx, const Tensor& count,
+                       int64_t capacity, const char* first, const Tensor& reference) {
+  if (active_idx.scalar_type() != ScalarType::Int || count.scalar_type() != ScalarType::Int) {
+    fail(op, "active_idx and count must be int32, got ", toString(active_idx.scalar_type()),
+         " and ", toString(count.scalar_type()), ". Make them with compact_mask.");
+  }
+  check_shape(op, "active_idx", "(N * H * W,)", active_idx, {capacity});
+  check_shape(op, "count", "(1,)", count, {1});
+  check_device(op, "active_idx", active_idx, first, reference);
+  check_device(op, "count", count, first, reference);
+}
+
+inline void check_gather_pixels(const Tensor& input, const Tensor& active_idx,
+                                const Tensor& count) {
+  constexpr const char* kOp = "gather_pixels";
+  check_floating(kOp, "input", input);
+  check_rank(kOp, "input", "(N, C, H, W)", input, 4);
+  check_list(kOp, active_idx, count, input.size(0) * input.size(2) * input.size(3), "input", input);
+}
+
+// Returns the shape of the result, (N, C, H, W).
+inline std::vector<int64_t> check_scatter_pixels(const Tensor& rows, const Tensor& mask,
+                                                 const Tensor& active_idx, const Tensor& count,
+                                                 const OptionalTensor& base) {
+  constexpr const char* kOp = "scatter_pixels";
+  check_floating(kOp, "rows", rows);
+  check_rank(kOp, "rows", "(capacity, C)", rows, 2);
+  check_mask_image(kOp, mask, "(N, 1, H, W)");
+  check_device(kOp, "mask", mask, "rows", rows);
+  const int64_t channels = rows.size(1);
+  check_shape(kOp, "rows", "(N * H * W, C)", rows, {mask.numel(), channels});
+  const std::vector<int64_t> shape{mask.size(0), channels, mask.size(2), mask.size(3)};
+  if (base) {
+    check_like(kOp, "base", *base, "rows", rows);
+    check_shape(kOp, "base", "(N, C, H, W)", *base, shape);
+  }
+  check_list(kOp, active_idx, count, mask.numel(), "rows", rows);
+  return shape;
+}
+
+// name is that of the values.
+inline void check_nearest(const char* op, const char* name, const Tensor& values,
+                          const Tensor& mask) {
+  check_floating(op, name, values);
+  check_rank(op, name, "(N, C, H, W)", values, 4);
+  check_mask(op, mask, values);
+  check_mask_shape(op, mask, values.size(0), values.size(2), values.size(3));
+}
+
+inline void check_gate_mask(const Tensor& input, const Tensor& weight, const OptionalTensor& bias) {
+  constexpr const char* kOp = "gate_mask";
+  check_floating(kOp, "input", input);
+  check_rank(kOp, "input", "(N, C, H, W)", input, 4);
+  check_like(kOp, "weight", weight, "input", input);
+  const int64_t channels = input.size(1);
+  if (!has_shape(weight, {2, channels}) && !has_shape(weight, {2, channels, 1, 1})) {
+    fail(kOp, "weight must be (2, C) or (2, C, 1, 1) with C = ", channels, ", got ",
+         shape_text(weight.sizes()), ". Give it one row for skipping and one for computing.");
+  }
+  if (bias) {
+    check_like(kOp, "bias", *bias, "input", input);
+    check_shape(kOp, "bias", "(2,)", *bias, {2});
+  }
+  if (input.size(0) * input.size(2) * input.size(3) >= (int64_t{1} << 31)) {
+    fail(kOp, "N * H * W must be below 2^31, got ", input.size(0), " * ", input.size(2), " * ",
+         input.size(3), ". Split the batch.");
+  }
 }
 
 }  // namespace perfconv

@@ -18,6 +18,21 @@ enum class ConvAlgorithm { kAuto, kDirect, kGatherGemm, kImplicitGemm, kDense };
 // How elements are stored; sums are float, or double for kDouble.
 enum class StorageType { kFloat, kDouble, kBFloat16, kHalf };
 
+// Bytes of an element, and of a sum of such elements.
+constexpr int64_t element_bytes(StorageType storage) {
+  switch (storage) {
+    case StorageType::kFloat:
+      return 4;
+    case StorageType::kDouble:
+      return 8;
+    case StorageType::kBFloat16:
+    case StorageType::kHalf:
+      return 2;
+  }
+  return 0;
+}
+constexpr int64_t sum_bytes(StorageType storage) { return storage == StorageType::kDouble ? 8 : 4; }
+
 enum class Pass { kForward, kBackward };
 
 // Sizes of one 2-D convolution. All lengths in pixels or channels.

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <tuple>
 
 namespace perfconv::cpu {
 
@@ -18,6 +19,10 @@ struct ActiveList {
 
 // mask (N or 1, 1, H, W) bool, already checked; a mask of one image serves all of batch.
 ActiveList compact(const torch::stable::Tensor& mask, int64_t batch);
+
+// The results of compact_mask: active_idx (capacity,), count (1,), image_counts (batch,).
+std::tuple<torch::stable::Tensor, torch::stable::Tensor, torch::stable::Tensor> list_tensors(
+    const ActiveList& list, int64_t batch, int64_t capacity);
 
 // Writes the flat positions of the non-zero bytes; returns how many. to needs room for length.
 int64_t compact_bytes(const uint8_t* mask, int64_t length, int32_t offset, int32_t* to);

@@ -32,7 +32,7 @@ Tensor perforated_conv2d(const Tensor& input, const Tensor& weight, const Tensor
                          const std::vector<int64_t>& dilation, int64_t groups,
                          const std::string& fill_name, const std::string& activation_name,
                          bool activate_base, std::optional<double> /*expected_density*/,
-                         const std::string& algorithm_name) {
+                         const std::string& algorithm_name, bool /*allow_tf32*/) {
   const Fill fill = parse_fill(kOp, fill_name);
   const Activation activation = parse_activation(kOp, activation_name);
   const ConvAlgorithm wanted = parse_algorithm(kOp, algorithm_name);
@@ -56,7 +56,7 @@ Tensor perforated_conv2d(const Tensor& input, const Tensor& weight, const Tensor
   const ConvAlgorithm chosen =
       choose_algorithm(g, storage_type(input.scalar_type()), active.count, wanted);
   if (chosen == ConvAlgorithm::kDense) return forward_dense(problem, channels_last);
-  // A kept pack spares the copy of a channels_last weight; every other algorithm reads it in order.
+  // Packing reads a weight as it lies; every other algorithm reads it in order.
   const bool reads_packs = chosen == ConvAlgorithm::kImplicitGemm && !g.is_depthwise();
   if (!reads_packs) problem.weight = to_contiguous(weight);
   problem.input = to_channels_last(input);

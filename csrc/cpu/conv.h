@@ -36,6 +36,10 @@ void forward_depthwise(const ForwardProblem& problem);
 void fill_inactive(const ForwardProblem& problem, int64_t begin, int64_t end);
 void fill_inactive(const ForwardProblem& problem);
 
+// The same for a caller that writes the active pixels of the range afterwards: they may be
+// overwritten here.
+void fill_before(const ForwardProblem& problem, int64_t begin, int64_t end);
+
 // In place, channels_last: every inactive pixel takes the value of the nearest active one of its
 // image (smallest squared distance, ties to the lowest flat position), or 0 if there is none.
 void fill_nearest(const Tensor& output, const ActiveList& active);
@@ -43,10 +47,11 @@ void fill_nearest(const Tensor& output, const ActiveList& active);
 struct GradProblem {
   ConvGeometry geometry;
   Tensor grad_output;  // (N, C_out, H_out, W_out), channels_last memory
-  Tensor operand;      // dgrad: weight, contiguous; wgrad: input, channels_last memory
+  Tensor operand;      // dgrad: weight, contiguous unless implicit; wgrad: input, channels_last
   const ActiveList* active = nullptr;
-  Tensor
-      result;  // dgrad: (N, C_in, H, W), channels_last memory; wgrad: weight shape; uninitialised
+  // dgrad: (N, C_in, H, W), channels_last memory; wgrad: weight shape, contiguous, or channels_last
+  // for the implicit GEMM. Uninitialised.
+  Tensor result;
 };
 
 void dgrad_direct(const GradProblem& problem);

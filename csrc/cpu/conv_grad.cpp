@@ -1,10 +1,11 @@
-// Gradients of perforated_conv2d on the CPU: dgrad, wgrad, and the sum over active pixels that is
-// the gradient of the bias.
+// Gradients of perforated_conv2d on the CPU: dgrad, wgrad, the sum over active pixels that is the
+// gradient of the bias, and all three at once.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <cstring>
+#include <tuple>
+#include <vector>
 
 #include "core/conv_arguments.h"
 #include "cpu/conv.h"
@@ -23,79 +24,157 @@ ConvAlgorithm choose_grad_algorithm(const char* op, const ConvGeometry& g, Scala
   return choose_algorithm(g, storage_type(dtype), active, wanted, Pass::kBackward);
 }
 
+// Whether the algorithm reads the weight as packs, which are made from any memory format.
+bool reads_packs(ConvAlgorithm algorithm, const ConvGeometry& g) {
+  return algorithm == ConvAlgorithm::kImplicitGemm && !g.is_depthwise();
+}
+
+Tensor sparse_dgrad(const GradProblem& given, ConvAlgorithm algorithm) {
+  const ConvGeometry& g = given.geometry;
+  GradProblem problem = given;
+  if (!reads_packs(algorithm, g)) problem.operand = to_contiguous(given.operand);
+  problem.result =
+      empty_image(given.grad_output, {g.batch, g.in_channels, g.in_height, g.in_width}, true);
+  if (algorithm == ConvAlgorithm::kDirect) {
+    dgrad_direct(problem);
+  } else if (algorithm == ConvAlgorithm::kGatherGemm) {
+    dgrad_gather_gemm(problem);
+  } else {
+    g.is_depthwise() ? dgrad_depthwise(problem) : dgrad_implicit_gemm(problem);
+  }
+  return problem.result;
+}
+
+// Contiguous, or channels_last where the implicit GEMM was asked for that.
+Tensor sparse_wgrad(const GradProblem& given, ConvAlgorithm algorithm, bool channels_last) {
+  const ConvGeometry& g = given.geometry;
+  GradProblem problem = given;
+  problem.operand = to_channels_last(given.operand);
+  problem.result = empty_image(
+      given.operand, {g.out_channels, g.group_in_channels(), g.kernel_height, g.kernel_width},
+      channels_last && reads_packs(algorithm, g));
+  if (algorithm == ConvAlgorithm::kDirect) {
+    wgrad_direct(problem);
+  } else if (algorithm == ConvAlgorithm::kGatherGemm) {
+    wgrad_gather_gemm(problem);
+  } else {
+    g.is_depthwise() ? wgrad_depthwise(problem) : wgrad_implicit_gemm(problem);
+  }
+  return problem.result;
+}
+
+// Sum over the active pixels, for each channel. Runs of fixed length are summed on their own and
+// then added in order: the same bits for any number of threads, and a small rounding error.
+Tensor sum_active(const char* op, const Tensor& rows, const ActiveList& active) {
+  constexpr int64_t kRun = 256;
+  const int64_t channels = rows.size(1);
+  const int64_t runs = (active.count + kRun - 1) / kRun;
+  const Tensor result = torch::stable::empty({channels}, rows.scalar_type());
+  visit_dtype(op, rows.scalar_type(), [&]<class T>() {
+    using Acc = AccumulateType<T>;
+    const T* from = data<T>(rows);
+    const RowKernel<T, Acc>& row = row_kernel<T>(kernels());
+    std::vector<Acc> sums(static_cast<size_t>((runs + 1) * channels), Acc(0));
+    parallel_rows(runs, kRun * channels / 16, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin * kRun; i < std::min(end * kRun, active.count); ++i) {
+        row.add(from + int64_t{active.positions[i]} * channels,
+                sums.data() + (i / kRun + 1) * channels, channels);
+      }
+    });
+    for (int64_t i = channels; i < (runs + 1) * channels; ++i) sums[i % channels] += sums[i];
+    row.narrow(sums.data(), mutable_data<T>(result), channels);
+  });
+  return result;
+}
+
 Tensor dgrad(const Tensor& grad_output, const Tensor& weight, const Tensor& mask,
              const OptionalTensor& /*active_idx*/, const OptionalTensor& /*count*/,
              const std::vector<int64_t>& input_size, bool channels_last,
              const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
              const std::vector<int64_t>& dilation, int64_t groups,
-             const std::string& algorithm_name) {
+             const std::string& algorithm_name, bool /*allow_tf32*/) {
   constexpr const char* kOp = "perforated_conv2d_dgrad";
-  check_images(kOp, grad_output, "weight", weight);
-  check_length(kOp, "input_size", input_size, 2);
-  check_groups(kOp, weight.size(0), groups);
-  const std::vector<int64_t> input_shape{grad_output.size(0), weight.size(1) * groups,
-                                         input_size[0], input_size[1]};
-  const ConvGeometry g = check_grad(kOp, grad_output, "weight", weight, mask, input_shape,
-                                    size_vector(weight), stride, padding, dilation, groups);
+  const ConvGeometry g =
+      check_dgrad(kOp, grad_output, weight, mask, input_size, stride, padding, dilation, groups);
+  const std::vector<int64_t> input_shape{g.batch, g.in_channels, g.in_height, g.in_width};
   const ActiveList active = compact(mask, g.batch);
-  const GradProblem problem{.geometry = g,
-                            .grad_output = to_channels_last(grad_output),
-                            .operand = to_contiguous(weight),
-                            .active = &active,
-                            .result = empty_image(grad_output, input_shape, true)};
-  Tensor result = problem.result;
-  switch (choose_grad_algorithm(kOp, g, weight.scalar_type(), active.count, algorithm_name)) {
-    case ConvAlgorithm::kDirect:
-      dgrad_direct(problem);
-      break;
-    case ConvAlgorithm::kGatherGemm:
-      dgrad_gather_gemm(problem);
-      break;
-    case ConvAlgorithm::kDense:
-      result = to_channels_last(backward_dense(problem, true));
-      break;
-    case ConvAlgorithm::kAuto:
-    case ConvAlgorithm::kImplicitGemm:
-      g.is_depthwise() ? dgrad_depthwise(problem) : dgrad_implicit_gemm(problem);
-      break;
+  const ConvAlgorithm chosen =
+      choose_grad_algorithm(kOp, g, weight.scalar_type(), active.count, algorithm_name);
+  GradProblem problem{.geometry = g,
+                      .grad_output = grad_output,
+                      .operand = weight,
+                      .active = &active,
+                      .result = {}};
+  if (chosen == ConvAlgorithm::kDense) {
+    const Tensor input = empty_image(grad_output, input_shape, channels_last);  // not read
+    const DenseGrads grads =
+        backward_dense(g, grad_output, input, weight, active, DenseWish{true, false, false});
+    return in_layout(to_channels_last(grads.input), channels_last);
   }
-  return in_layout(result, channels_last);
+  problem.grad_output = to_channels_last(grad_output);
+  return in_layout(sparse_dgrad(problem, chosen), channels_last);
 }
 
 Tensor wgrad(const Tensor& grad_output, const Tensor& input, const Tensor& mask,
              const OptionalTensor& /*active_idx*/, const OptionalTensor& /*count*/,
              const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
              const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
-             int64_t groups, const std::string& algorithm_name) {
+             int64_t groups, const std::string& algorithm_name, bool /*allow_tf32*/) {
   constexpr const char* kOp = "perforated_conv2d_wgrad";
-  check_images(kOp, grad_output, "input", input);
-  check_length(kOp, "kernel_size", kernel_size, 2);
-  check_groups(kOp, grad_output.size(1), groups);
-  const std::vector<int64_t> weight_shape{grad_output.size(1), input.size(1) / groups,
-                                          kernel_size[0], kernel_size[1]};
-  const ConvGeometry g = check_grad(kOp, grad_output, "input", input, mask, size_vector(input),
-                                    weight_shape, stride, padding, dilation, groups);
+  const ConvGeometry g =
+      check_wgrad(kOp, grad_output, input, mask, kernel_size, stride, padding, dilation, groups);
+  const std::vector<int64_t> weight_shape{g.out_channels, g.group_in_channels(), g.kernel_height,
+                                          g.kernel_width};
   const ActiveList active = compact(mask, g.batch);
+  const ConvAlgorithm chosen =
+      choose_grad_algorithm(kOp, g, input.scalar_type(), active.count, algorithm_name);
+  if (chosen == ConvAlgorithm::kDense) {
+    const Tensor weight = torch::stable::empty(weight_shape, input.scalar_type());  // not read
+    const DenseGrads grads =
+        backward_dense(g, grad_output, input, weight, active, DenseWish{false, true, false});
+    return torch::stable::contiguous(grads.weight);
+  }
   const GradProblem problem{.geometry = g,
                             .grad_output = to_channels_last(grad_output),
-                            .operand = to_channels_last(input),
+                            .operand = input,
                             .active = &active,
-                            .result = torch::stable::empty(weight_shape, input.scalar_type())};
-  switch (choose_grad_algorithm(kOp, g, input.scalar_type(), active.count, algorithm_name)) {
-    case ConvAlgorithm::kDirect:
-      wgrad_direct(problem);
-      break;
-    case ConvAlgorithm::kGatherGemm:
-      wgrad_gather_gemm(problem);
-      break;
-    case ConvAlgorithm::kDense:
-      return torch::stable::contiguous(backward_dense(problem, false));
-    case ConvAlgorithm::kAuto:
-    case ConvAlgorithm::kImplicitGemm:
-      g.is_depthwise() ? wgrad_depthwise(problem) : wgrad_implicit_gemm(problem);
-      break;
+                            .result = {}};
+  return sparse_wgrad(problem, chosen, false);
+}
+
+// All gradients of one call: one compaction, one dY in rows, one set of checks.
+std::tuple<Tensor, Tensor, Tensor> backward(
+    const Tensor& grad_output, const Tensor& input, const Tensor& weight, const Tensor& mask,
+    const OptionalTensor& /*active_idx*/, const OptionalTensor& /*count*/,
+    const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+    const std::vector<int64_t>& dilation, int64_t groups, bool wants_bias,
+    const std::string& algorithm_name, bool /*allow_tf32*/) {
+  constexpr const char* kOp = "perforated_conv2d_backward";
+  const ConvGeometry g =
+      check_backward(kOp, grad_output, input, weight, mask, stride, padding, dilation, groups);
+  const ActiveList active = compact(mask, g.batch);
+  const ConvAlgorithm chosen =
+      choose_grad_algorithm(kOp, g, input.scalar_type(), active.count, algorithm_name);
+  DenseGrads grads;
+  if (chosen == ConvAlgorithm::kDense) {
+    grads =
+        backward_dense(g, grad_output, input, weight, active, DenseWish{true, true, wants_bias});
+    grads.input = to_channels_last(grads.input);
+  } else {
+    GradProblem problem{.geometry = g,
+                        .grad_output = to_channels_last(grad_output),
+                        .operand = weight,
+                        .active = &active,
+                        .result = {}};
+    grads.input = sparse_dgrad(problem, chosen);
+    if (wants_bias) grads.bias = sum_active(kOp, problem.grad_output, active);
+    problem.operand = input;
+    grads.weight = sparse_wgrad(problem, chosen, is_channels_last(weight));
   }
-  return problem.result;
+  if (!wants_bias) grads.bias = torch::stable::empty({0}, grad_output.scalar_type());
+  grads.weight = is_channels_last(weight) ? to_channels_last(grads.weight)
+                                          : torch::stable::contiguous(grads.weight);
+  return {in_layout(grads.input, is_channels_last(input)), grads.weight, grads.bias};
 }
 
 Tensor active_sum(const Tensor& values, const Tensor& mask) {
@@ -104,27 +183,7 @@ Tensor active_sum(const Tensor& values, const Tensor& mask) {
   check_rank(kOp, "values", "(N, C, H, W)", values, 4);
   check_mask(kOp, mask, values);
   check_mask_shape(kOp, mask, values.size(0), values.size(2), values.size(3));
-  const ActiveList active = compact(mask, values.size(0));
-  const Tensor rows = to_channels_last(values);
-  const int64_t channels = values.size(1);
-  const Tensor result = torch::stable::empty({channels}, values.scalar_type());
-  visit_dtype(kOp, values.scalar_type(), [&]<class T>() {
-    using Acc = AccumulateType<T>;
-    constexpr int64_t kRun = 256;  // two levels of sums keep the rounding error small
-    const T* from = data<T>(rows);
-    std::vector<Acc> total(static_cast<size_t>(channels), Acc(0));
-    std::vector<Acc> run(static_cast<size_t>(channels));
-    const RowKernel<T, Acc>& row = row_kernel<T>(kernels());
-    for (int64_t begin = 0; begin < active.count; begin += kRun) {
-      std::fill(run.begin(), run.end(), Acc(0));
-      for (int64_t i = begin; i < std::min(begin + kRun, active.count); ++i) {
-        row.add(from + int64_t{active.positions[i]} * channels, run.data(), channels);
-      }
-      for (int64_t c = 0; c < channels; ++c) total[c] += run[c];
-    }
-    row.narrow(total.data(), mutable_data<T>(result), channels);
-  });
-  return result;
+  return sum_active(kOp, to_channels_last(values), compact(mask, values.size(0)));
 }
 
 }  // namespace
@@ -133,5 +192,6 @@ Tensor active_sum(const Tensor& values, const Tensor& mask) {
 STABLE_TORCH_LIBRARY_IMPL(perfconv, CPU, m) {
   m.impl("perforated_conv2d_dgrad", TORCH_BOX(&perfconv::cpu::dgrad));
   m.impl("perforated_conv2d_wgrad", TORCH_BOX(&perfconv::cpu::wgrad));
+  m.impl("perforated_conv2d_backward", TORCH_BOX(&perfconv::cpu::backward));
   m.impl("active_sum", TORCH_BOX(&perfconv::cpu::active_sum));
 }

@@ -61,7 +61,9 @@ class ImplicitGemm {
         kernel_.tile_rows * plan_.panel_elements() * split_.columns / split_.column_chunks / 16 +
         pixels * g_.out_channels / items / 8;
     parallel_rows(items, work, [&](int64_t begin, int64_t end) {
-      fill_inactive(problem_, pixels * begin / items, pixels * end / items);
+      if (split_.column_chunks > 1 || split_.items() == 0) {
+        fill_inactive(problem_, pixels * begin / items, pixels * end / items);
+      }
       if (split_.items() == 0) return;
       if constexpr (std::is_same_v<T, A>) {
         if (plan_.is_indirect) {
@@ -84,10 +86,20 @@ class ImplicitGemm {
       const int64_t chunk = item / split_.tiles;
       const int64_t first = item % split_.tiles;
       const int64_t tiles = std::min({chunk_tiles, split_.tiles - first, end - item});
+      if (split_.column_chunks == 1) fill_beside(first, first + tiles);
       run_chunk(rows, taps, depth, first, tiles, split_.column_begin(chunk),
                 split_.column_begin(chunk + 1));
       item += tiles;
     }
+  }
+
+  // Fills what lies between the active pixels of these tiles, and beyond the first and last tile.
+  void fill_beside(int64_t first_tile, int64_t end_tile) const {
+    const int32_t* positions = problem_.active->positions.get();
+    const int64_t begin = first_tile == 0 ? 0 : positions[first_tile * kernel_.tile_rows];
+    const int64_t end =
+        end_tile == split_.tiles ? g_.out_pixels() : positions[end_tile * kernel_.tile_rows];
+    fill_before(problem_, begin, end);
   }
 
   template <class Rows>
@@ -109,7 +121,8 @@ class ImplicitGemm {
         const int64_t pixel = tile * kernel_.tile_rows;
         const int64_t count = std::min(kernel_.tile_rows, pixels - pixel);
         alignas(64) Acc sums[kMaxTileRows * kMaxTileCols];
-        kernel_.multiply(rows.tile(tile), count, taps, depth, panel, sums);
+        const NextLines next = column == column_begin ? rows.after(tile) : NextLines{};
+        kernel_.multiply(rows.tile(tile), count, taps, depth, panel, next, sums);
         finish(sums, positions + pixel, count, group * g_.group_out_channels() + channel, channels);
       }
     }
@@ -151,7 +164,7 @@ void forward_implicit_gemm(const ForwardProblem& problem) {
       problem.packed && is_current_pack(problem.weight, *problem.packed, plan, g.groups);
   const bool must_pack = !has_pack && problem.active->count > 0;
   Scratch scratch(must_pack ? forward_panel_bytes(plan, g.groups) : 0);
-  if (must_pack) pack_forward(to_contiguous(problem.weight), plan, g.groups, scratch.data<void>());
+  if (must_pack) pack_forward(problem.weight, plan, g.groups, scratch.data<void>());
   visit_dtype("perforated_conv2d", storage, [&]<class T>() {
     using Acc = AccumulateType<T>;
     std::vector<Acc> bias;

@@ -6,42 +6,12 @@
 #include <algorithm>
 #include <array>
 
+#include "core/dense_forward.h"
 #include "cpu/images.h"
 #include "cpu/kernels/kernel_table.h"
 
 namespace perfconv::cpu {
 namespace {
-
-using torch::stable::detail::from;
-using torch::stable::detail::to;
-
-// Asymmetric padding (padding="same" with an even kernel) is taken out of the convolution.
-Tensor padded_input(const Tensor& input, const ConvGeometry& g) {
-  if (g.is_symmetric()) return input;
-  return torch::stable::pad(input,
-                            std::vector<int64_t>{g.pad_left, g.pad_right, g.pad_top, g.pad_bottom});
-}
-
-std::vector<int64_t> conv_padding(const ConvGeometry& g) {
-  return g.is_symmetric() ? std::vector<int64_t>{g.pad_top, g.pad_left}
-                          : std::vector<int64_t>{0, 0};
-}
-
-Tensor convolution(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
-                   const ConvGeometry& g) {
-  std::array<StableIValue, 9> stack{from(padded_input(input, g)),
-                                    from(weight),
-                                    from(bias),
-                                    from(std::vector<int64_t>{g.stride_h, g.stride_w}),
-                                    from(conv_padding(g)),
-                                    from(std::vector<int64_t>{g.dilation_h, g.dilation_w}),
-                                    from(false),
-                                    from(std::vector<int64_t>{0, 0}),
-                                    from(g.groups)};
-  TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::convolution", "", stack.data(), TORCH_ABI_VERSION));
-  return to<Tensor>(stack[0]);
-}
 
 // Residual and activation at active pixels, in place on channels_last memory.
 void finish_active(const ForwardProblem& problem) {
@@ -87,17 +57,41 @@ void zero_inactive_planes(const Tensor& image, const ActiveList& active) {
   });
 }
 
+// A channels_last image, zero at inactive pixels.
+Tensor masked_rows(const Tensor& rows, const ActiveList& active) {
+  const Tensor result = empty_image(rows, size_vector(rows), true);
+  const int64_t bytes = rows.size(1) * rows.element_size();
+  const auto* from_bytes = static_cast<const char*>(rows.const_data_ptr());
+  auto* to_bytes = static_cast<char*>(result.mutable_data_ptr());
+  const int64_t pixels = rows.size(0) * rows.size(2) * rows.size(3);
+  parallel_rows(pixels, bytes / 64, [&](int64_t begin, int64_t end) {
+    int64_t next = begin;
+    for (int64_t i = active.lower_bound(begin); next < end; ++i) {
+      const int64_t position = i < active.count ? std::min<int64_t>(active.positions[i], end) : end;
+      zero_bytes(to_bytes + next * bytes, (position - next) * bytes);
+      if (position < end)
+        copy_bytes(to_bytes + position * bytes, from_bytes + position * bytes, bytes);
+      next = position + 1;
+    }
+  });
+  return result;
+}
+
 }  // namespace
 
 Tensor forward_dense(const ForwardProblem& problem, bool channels_last) {
   ForwardProblem dense = problem;
   const ConvGeometry& g = problem.geometry;
-  const Tensor image = convolution(problem.input, problem.weight, problem.bias, g);
+  const Tensor image = dense_forward(problem.input, problem.weight, problem.bias, g);
   const bool is_plain =
       problem.fill == Fill::kZero && !problem.residual && problem.activation == Activation::kNone;
   if (is_plain && !channels_last && image.is_contiguous()) {
     zero_inactive_planes(image, *problem.active);
     return image;
+  }
+  const bool is_full = problem.active->count == g.out_pixels();
+  if (is_full && !problem.residual && problem.activation == Activation::kNone) {
+    return channels_last ? to_channels_last(image) : to_contiguous(image);
   }
   dense.output = to_channels_last(image);
   finish_active(dense);
@@ -106,41 +100,11 @@ Tensor forward_dense(const ForwardProblem& problem, bool channels_last) {
   return in_layout(dense.output, channels_last);
 }
 
-Tensor backward_dense(const GradProblem& problem, bool wants_input) {
-  const ConvGeometry& g = problem.geometry;
-  ForwardProblem masked;
-  masked.geometry = g;
-  masked.active = problem.active;
-  masked.output = problem.grad_output;
-  if (problem.active->count < g.out_pixels()) {
-    masked.output = torch::stable::clone(problem.grad_output);
-    fill_inactive(masked);
-  }
-  const Tensor input = wants_input ? problem.result : problem.operand;
-  const Tensor weight = wants_input ? problem.operand : problem.result;
-  const std::array<bool, 3> wanted{wants_input, !wants_input, false};
-  std::array<StableIValue, 11> stack{
-      from(masked.output),
-      from(padded_input(input, g)),
-      from(weight),
-      from(std::optional<std::vector<int64_t>>(std::vector<int64_t>{g.out_channels})),
-      from(std::vector<int64_t>{g.stride_h, g.stride_w}),
-      from(conv_padding(g)),
-      from(std::vector<int64_t>{g.dilation_h, g.dilation_w}),
-      from(false),
-      from(std::vector<int64_t>{0, 0}),
-      from(g.groups),
-      from(torch::headeronly::HeaderOnlyArrayRef<bool>(wanted.data(), wanted.size()))};
-  TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::convolution_backward", "", stack.data(), TORCH_ABI_VERSION));
-  // The two gradients that were not asked for come back as undefined tensors.
-  const Tensor grads[3] = {to<Tensor>(stack[0]), to<Tensor>(stack[1]), to<Tensor>(stack[2])};
-  Tensor result = grads[wants_input ? 0 : 1];
-  if (wants_input && !g.is_symmetric()) {
-    result = torch::stable::narrow(result, 2, g.pad_top, g.in_height);
-    result = torch::stable::narrow(result, 3, g.pad_left, g.in_width);
-  }
-  return result;
+DenseGrads backward_dense(const ConvGeometry& g, const Tensor& grad_output, const Tensor& input,
+                          const Tensor& weight, const ActiveList& active, DenseWish wish) {
+  const bool is_full = active.count == g.out_pixels();
+  return dense_backward(is_full ? grad_output : masked_rows(to_channels_last(grad_output), active),
+                        input, weight, g, wish);
 }
 
 }  // namespace perfconv::cpu

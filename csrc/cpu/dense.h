@@ -3,6 +3,7 @@
 // field.
 #pragma once
 
+#include "core/dense_backward.h"
 #include "cpu/conv.h"
 
 namespace perfconv::cpu {
@@ -10,7 +11,9 @@ namespace perfconv::cpu {
 // problem.input in its own memory format, problem.output unused. The result has that format.
 Tensor forward_dense(const ForwardProblem& problem, bool channels_last);
 
-// dgrad (wants_input) or wgrad through torch's convolution_backward on the masked dY.
-Tensor backward_dense(const GradProblem& problem, bool wants_input);
+// torch's convolution_backward of the masked gradient, called once, in the memory format that torch
+// chooses; what is not wished for stays undefined.
+DenseGrads backward_dense(const ConvGeometry& g, const Tensor& grad_output, const Tensor& input,
+                          const Tensor& weight, const ActiveList& active, DenseWish wish);
 
 }  // namespace perfconv::cpu

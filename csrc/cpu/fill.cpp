@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "core/conv_arguments.h"
 #include "cpu/conv.h"
 #include "cpu/images.h"
 #include "cpu/kernels/kernel_table.h"
@@ -135,11 +136,7 @@ class ImageSources {
 };
 
 Tensor nearest_fill(const Tensor& values, const Tensor& mask) {
-  constexpr const char* kOp = "nearest_fill";
-  check_floating(kOp, "values", values);
-  check_rank(kOp, "values", "(N, C, H, W)", values, 4);
-  check_mask(kOp, mask, values);
-  check_mask_shape(kOp, mask, values.size(0), values.size(2), values.size(3));
+  check_nearest("nearest_fill", "values", values, mask);
   const bool channels_last = is_channels_last(values);
   const ActiveList active = compact(mask, values.size(0));
   const Tensor rows = to_channels_last(values);
@@ -154,10 +151,7 @@ Tensor nearest_fill(const Tensor& values, const Tensor& mask) {
 // copied to, added in ascending order; inactive pixels get 0.
 Tensor nearest_fill_grad(const Tensor& grad, const Tensor& mask) {
   constexpr const char* kOp = "nearest_fill_grad";
-  check_floating(kOp, "grad", grad);
-  check_rank(kOp, "grad", "(N, C, H, W)", grad, 4);
-  check_mask(kOp, mask, grad);
-  check_mask_shape(kOp, mask, grad.size(0), grad.size(2), grad.size(3));
+  check_nearest(kOp, "grad", grad, mask);
   const bool channels_last = is_channels_last(grad);
   const ActiveList active = compact(mask, grad.size(0));
   const Tensor rows = to_channels_last(grad);
@@ -206,6 +200,14 @@ void fill_inactive(const ForwardProblem& problem, int64_t begin, int64_t end) {
       }
     });
   });
+}
+
+// One long run is zeroed without reading its cache lines first (KERNELS.md K-014).
+void fill_before(const ForwardProblem& problem, int64_t begin, int64_t end) {
+  if (problem.fill != Fill::kZero) return fill_inactive(problem, begin, end);
+  const int64_t bytes = problem.geometry.out_channels * problem.output.element_size();
+  char* out = static_cast<char*>(problem.output.mutable_data_ptr());
+  zero_bytes(out + begin * bytes, (end - begin) * bytes);
 }
 
 void fill_inactive(const ForwardProblem& problem) {

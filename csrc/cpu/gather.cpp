@@ -5,20 +5,14 @@
 
 #include <algorithm>
 
+#include "core/conv_arguments.h"
 #include "cpu/images.h"
 
 namespace perfconv::cpu {
 namespace {
 
-// The list a caller hands over: int32 (capacity,), with the first *count entries in range.
-int64_t check_list(const char* op, const Tensor& active_idx, const Tensor& count,
-                   int64_t capacity) {
-  if (active_idx.scalar_type() != ScalarType::Int || count.scalar_type() != ScalarType::Int) {
-    fail(op, "active_idx and count must be int32, got ", toString(active_idx.scalar_type()),
-         " and ", toString(count.scalar_type()), ". Make them with compact_mask.");
-  }
-  check_shape(op, "active_idx", "(N * H * W,)", active_idx, {capacity});
-  check_shape(op, "count", "(1,)", count, {1});
+// The count of a list, whose entries must lie in [0, capacity).
+int64_t count_of(const char* op, const Tensor& active_idx, const Tensor& count, int64_t capacity) {
   const int64_t active = *data<int32_t>(torch::stable::contiguous(count));
   if (active < 0 || active > capacity) {
     fail(op, "count must be in [0, ", capacity, "], got ", active,
@@ -35,12 +29,10 @@ int64_t check_list(const char* op, const Tensor& active_idx, const Tensor& count
 }
 
 Tensor gather_pixels(const Tensor& input, const Tensor& active_idx, const Tensor& count) {
-  constexpr const char* kOp = "gather_pixels";
-  check_floating(kOp, "input", input);
-  check_rank(kOp, "input", "(N, C, H, W)", input, 4);
-  const int64_t capacity = input.size(0) * input.size(2) * input.size(3);
+  check_gather_pixels(input, active_idx, count);
+  const int64_t capacity = active_idx.numel();
   const Tensor list = torch::stable::contiguous(active_idx);
-  const int64_t active = check_list(kOp, list, count, capacity);
+  const int64_t active = count_of("gather_pixels", list, count, capacity);
   const Tensor image = to_channels_last(input);
   const int64_t row_bytes = input.size(1) * input.element_size();
   const Tensor rows = torch::stable::empty({capacity, input.size(1)}, input.scalar_type());
@@ -61,23 +53,13 @@ Tensor gather_pixels(const Tensor& input, const Tensor& active_idx, const Tensor
 
 Tensor scatter_pixels(const Tensor& rows, const Tensor& mask, const Tensor& active_idx,
                       const Tensor& count, const OptionalTensor& base) {
-  constexpr const char* kOp = "scatter_pixels";
-  check_floating(kOp, "rows", rows);
-  check_rank(kOp, "rows", "(capacity, C)", rows, 2);
-  check_mask_image(kOp, mask, "(N, 1, H, W)");
+  const std::vector<int64_t> shape = check_scatter_pixels(rows, mask, active_idx, count, base);
   const int64_t capacity = mask.numel();
-  const int64_t channels = rows.size(1);
-  check_shape(kOp, "rows", "(N * H * W, C)", rows, {capacity, channels});
-  const std::vector<int64_t> shape{mask.size(0), channels, mask.size(2), mask.size(3)};
-  if (base) {
-    check_like(kOp, "base", *base, "rows", rows);
-    check_shape(kOp, "base", "(N, C, H, W)", *base, shape);
-  }
   const Tensor list = torch::stable::contiguous(active_idx);
-  const int64_t active = check_list(kOp, list, count, capacity);
+  const int64_t active = count_of("scatter_pixels", list, count, capacity);
   const Tensor source = torch::stable::contiguous(rows);
   const Tensor result = empty_image(rows, shape, true);
-  const int64_t row_bytes = channels * rows.element_size();
+  const int64_t row_bytes = rows.size(1) * rows.element_size();
   char* to = static_cast<char*>(result.mutable_data_ptr());
   const int64_t total = capacity * row_bytes;
   if (base) {

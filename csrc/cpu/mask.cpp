@@ -53,13 +53,8 @@ ActiveList compact(const Tensor& mask, int64_t batch) {
   return list;
 }
 
-namespace {
-
-std::tuple<Tensor, Tensor, Tensor> compact_mask(const Tensor& mask) {
-  check_compact_mask(mask);
-  const int64_t batch = mask.size(0);
-  const int64_t capacity = mask.numel();
-  const ActiveList list = compact(mask, batch);
+std::tuple<Tensor, Tensor, Tensor> list_tensors(const ActiveList& list, int64_t batch,
+                                                int64_t capacity) {
   const Tensor active_idx = torch::stable::empty({capacity}, ScalarType::Int);
   const Tensor count = torch::stable::empty({1}, ScalarType::Int);
   const Tensor image_counts = torch::stable::empty({batch}, ScalarType::Int);
@@ -74,6 +69,13 @@ std::tuple<Tensor, Tensor, Tensor> compact_mask(const Tensor& mask) {
     begin = end;
   }
   return {active_idx, count, image_counts};
+}
+
+namespace {
+
+std::tuple<Tensor, Tensor, Tensor> compact_mask(const Tensor& mask) {
+  check_compact_mask(mask);
+  return list_tensors(compact(mask, mask.size(0)), mask.size(0), mask.numel());
 }
 
 // The taps [first, second) whose position start + tap * dilation lies in [0, size).

@@ -83,6 +83,47 @@ void pack_forward_panel(const T* weight, int64_t first, int64_t columns, int64_t
   }
 }
 
+// The same panel of a weight (C_out, taps, C), channels_last in memory: a tap of an output channel
+// is a row of words already, for bfloat16 too.
+template <class A, class T>
+void pack_forward_rows(const T* weight, int64_t first, int64_t columns, int64_t channels,
+                       int64_t taps, const GemmPlan& plan, A* panel) {
+  const int64_t step = plan.depth_step;
+  if (columns < plan.tile_cols || taps * channels < plan.depth) {
+    std::fill_n(panel, plan.panel_elements(), A{});
+  }
+  auto row = [&](int64_t n, int64_t t) { return weight + ((first + n) * taps + t) * channels; };
+  if (std::is_same_v<A, double> || channels % step != 0) {
+    for (int64_t n = 0; n < columns; ++n) {
+      for (int64_t k = 0; k < taps * channels; ++k) {
+        panel[panel_offset(k, n, plan.tile_cols, step)] = convert<A>(row(n, 0)[k]);
+      }
+    }
+    return;
+  }
+  constexpr int64_t kBlockWords = 64;  // 256 bytes of each row at a time
+  float converted[kMaxTileCols * kBlockWords];
+  const float* from[kMaxTileCols];
+  float* to[kBlockWords];
+  for (int64_t t = 0; t < taps; ++t) {
+    for (int64_t c0 = 0; c0 < channels; c0 += kBlockWords * step) {
+      const int64_t count = std::min(kBlockWords, (channels - c0) / step);
+      for (int64_t n = 0; n < columns; ++n) {
+        if constexpr (std::is_same_v<A, T>) {
+          from[n] = reinterpret_cast<const float*>(row(n, t) + c0);
+        } else if constexpr (std::is_same_v<A, float>) {
+          convert_row(row(n, t) + c0, converted + n * kBlockWords, count);
+          from[n] = converted + n * kBlockWords;
+        }
+      }
+      for (int64_t k = 0; k < count; ++k) {
+        to[k] = words(panel) + ((t * channels + c0) / step + k) * plan.tile_cols;
+      }
+      kernels().transpose(from, columns, to, count);
+    }
+  }
+}
+
 // The dgrad panels of input channels [first, first + columns): one per tap, depth = output
 // channels.
 template <class A, class T>
@@ -114,6 +155,31 @@ void pack_dgrad_panel(const T* weight, int64_t first, int64_t columns, int64_t c
         to[t] = words(panels + t * plan.panel_elements()) + k / plan.depth_step * plan.tile_cols;
       }
       kernels().transpose(from.data(), columns, to.data(), taps);
+    }
+  }
+}
+
+// The same panels of a weight (C_out, taps, C), channels_last in memory.
+template <class A, class T>
+void pack_dgrad_rows(const T* weight, int64_t first, int64_t columns, int64_t channels,
+                     int64_t taps, int64_t outputs, const GemmPlan& plan, A* panels) {
+  if (columns < plan.tile_cols || outputs < plan.depth) {
+    std::fill_n(panels, taps * plan.panel_elements(), A{});
+  }
+  const std::vector<T> zeros(static_cast<size_t>(columns));
+  auto row = [&](int64_t k, int64_t t) { return weight + (k * taps + t) * channels + first; };
+  for (int64_t t = 0; t < taps; ++t) {
+    A* panel = panels + t * plan.panel_elements();
+    for (int64_t k = 0; k < outputs; k += plan.depth_step) {
+      A* to = panel + k * plan.tile_cols;
+      if constexpr (std::is_same_v<A, BFloat16>) {
+        if constexpr (std::is_same_v<T, A>) {
+          const T* next = k + 1 < outputs ? row(k + 1, t) : zeros.data();
+          row_kernel<A>(kernels()).interleave(row(k, t), next, to, columns);
+        }
+      } else {
+        convert_row(row(k, t), to, columns);
+      }
     }
   }
 }
@@ -184,6 +250,15 @@ GemmPlan plan_gemm(ScalarType storage, int64_t group_in_channels, int64_t group_
 
 namespace {
 
+// Whether a weight lies as (C_out, taps, C) in memory: channels_last, or any with one tap.
+bool has_tap_rows(const Tensor& weight) {
+  const int64_t channels = weight.size(1);
+  const int64_t width = weight.size(3);
+  return (weight.stride(1) == 1 || channels == 1) && (weight.stride(3) == channels || width == 1) &&
+         (weight.stride(2) == width * channels || weight.size(2) == 1) &&
+         (weight.stride(0) == weight.size(2) * width * channels || weight.size(0) == 1);
+}
+
 int64_t element_bytes(const GemmPlan& plan) {
   int64_t bytes = 0;
   visit_compute(plan, [&]<class A>() { bytes = sizeof(A); });
@@ -200,27 +275,32 @@ int64_t dgrad_panel_bytes(const GemmPlan& plan, int64_t groups, int64_t taps) {
   return taps * plan.elements(groups) * element_bytes(plan);
 }
 
-void pack_forward(const Tensor& weight, const GemmPlan& plan, int64_t groups, void* panels) {
+void pack_forward(const Tensor& given, const GemmPlan& plan, int64_t groups, void* panels) {
+  const bool is_rows = has_tap_rows(given);
+  const Tensor weight = is_rows ? given : to_contiguous(given);
   const int64_t channels = weight.size(1);
   const int64_t taps = weight.size(2) * weight.size(3);
   const int64_t outputs = weight.size(0) / groups;
   visit_types(weight.scalar_type(), plan, [&]<class T, class A>() {
     const T* from = data<T>(weight);
     A* to = static_cast<A*>(panels);
-    parallel_rows(groups * plan.panel_blocks, plan.panel_elements() * 8,
-                  [&](int64_t begin, int64_t end) {
-                    for (int64_t i = begin; i < end; ++i) {
-                      const int64_t group = i / plan.panel_blocks;
-                      const int64_t first = i % plan.panel_blocks * plan.tile_cols;
-                      const int64_t columns = std::min(plan.tile_cols, outputs - first);
-                      pack_forward_panel<A, T>(from, group * outputs + first, columns, channels,
-                                               taps, plan, to + i * plan.panel_elements());
-                    }
-                  });
+    parallel_rows(
+        groups * plan.panel_blocks, plan.panel_elements() * 8, [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i) {
+            const int64_t group = i / plan.panel_blocks;
+            const int64_t first = i % plan.panel_blocks * plan.tile_cols;
+            const int64_t columns = std::min(plan.tile_cols, outputs - first);
+            const auto pack = is_rows ? &pack_forward_rows<A, T> : &pack_forward_panel<A, T>;
+            pack(from, group * outputs + first, columns, channels, taps, plan,
+                 to + i * plan.panel_elements());
+          }
+        });
   });
 }
 
-void pack_dgrad(const Tensor& weight, const GemmPlan& plan, int64_t groups, void* panels) {
+void pack_dgrad(const Tensor& given, const GemmPlan& plan, int64_t groups, void* panels) {
+  const bool is_rows = has_tap_rows(given);
+  const Tensor weight = is_rows ? given : to_contiguous(given);
   const int64_t channels = weight.size(1);
   const int64_t taps = weight.size(2) * weight.size(3);
   const int64_t outputs = weight.size(0) / groups;
@@ -233,8 +313,9 @@ void pack_dgrad(const Tensor& weight, const GemmPlan& plan, int64_t groups, void
         const int64_t group = i / plan.panel_blocks;
         const int64_t first = i % plan.panel_blocks * plan.tile_cols;
         const int64_t columns = std::min(plan.tile_cols, channels - first);
-        pack_dgrad_panel<A, T>(from + group * outputs * channels * taps, first, columns, channels,
-                               taps, outputs, plan, to + i * elements);
+        const auto pack = is_rows ? &pack_dgrad_rows<A, T> : &pack_dgrad_panel<A, T>;
+        pack(from + group * outputs * channels * taps, first, columns, channels, taps, outputs,
+             plan, to + i * elements);
       }
     });
   });
@@ -255,7 +336,7 @@ Tensor pack_weight(const Tensor& weight, int64_t groups) {
   const GemmPlan plan = plan_gemm(weight.scalar_type(), weight.size(1), weight.size(0) / groups,
                                   weight.size(2) * weight.size(3));
   const Tensor panels = torch::stable::empty({plan.elements(groups)}, plan.compute);
-  pack_forward(to_contiguous(weight), plan, groups, panels.mutable_data_ptr());
+  pack_forward(weight, plan, groups, panels.mutable_data_ptr());
   return panels;
 }
 

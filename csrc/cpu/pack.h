@@ -52,7 +52,8 @@ void visit_compute(const GemmPlan& plan, Function function) {
 int64_t forward_panel_bytes(const GemmPlan& plan, int64_t groups);
 int64_t dgrad_panel_bytes(const GemmPlan& plan, int64_t groups, int64_t taps);
 
-// Write the panels of a contiguous weight to memory of that size.
+// Write the panels of a weight to memory of that size; contiguous and channels_last weights are
+// read as they lie.
 void pack_forward(const Tensor& weight, const GemmPlan& plan, int64_t groups, void* to);
 void pack_dgrad(const Tensor& weight, const GemmPlan& plan, int64_t groups, void* to);
 

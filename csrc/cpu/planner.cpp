@@ -1,6 +1,7 @@
 // The break-even table and the choice it makes.
 #include "cpu/planner.h"
 
+#include <algorithm>
 #include <sstream>
 
 #include "cpu/kernels/isa.h"
@@ -25,7 +26,7 @@ constexpr ShapeClass kDepthwise{"depthwise", 0.2, 0.2};
 constexpr ShapeClass kFewInputs{"fewer than 16 input channels a group", 0.15, 0.1};
 constexpr ShapeClass kFewOutputs{"fewer than 16 output channels a group", 0.6, 0.25};
 constexpr ShapeClass kNarrow{"16 to 63 channels", 0.5, 0.4};
-constexpr ShapeClass kWide{"64 or more channels", 0.95, 1.0};
+constexpr ShapeClass kWide{"64 or more channels", 0.95, 0.95};
 
 const ShapeClass& shape_class(const ConvGeometry& g) {
   if (g.is_depthwise()) return kDepthwise;
@@ -33,6 +34,16 @@ const ShapeClass& shape_class(const ConvGeometry& g) {
   if (g.group_out_channels() < 16) return kFewOutputs;
   if (g.group_in_channels() < 64 || g.group_out_channels() < 64) return kNarrow;
   return kWide;
+}
+
+// Where the gradients here win at any density (KERNELS.md K-018): oneDNN's float32 backward, and
+// bfloat16 with many channels, on maps large enough to pay for the packs.
+bool always_wins_backward(const ConvGeometry& g, StorageType storage) {
+  constexpr int64_t kLargeMap = 2048;
+  constexpr int64_t kManyChannels = 512;
+  return &shape_class(g) == &kWide && g.out_pixels() >= kLargeMap &&
+         (storage == StorageType::kFloat ||
+          std::min(g.group_in_channels(), g.group_out_channels()) >= kManyChannels);
 }
 
 std::string percent(double density) {
@@ -68,7 +79,8 @@ const char* algorithm_name(ConvAlgorithm algorithm) {
 double break_even_density(const ConvGeometry& g, StorageType storage, Pass pass) {
   if (!is_tuned(storage)) return 0.0;
   const ShapeClass& shape = shape_class(g);
-  return pass == Pass::kForward ? shape.forward : shape.backward;
+  if (pass == Pass::kForward) return shape.forward;
+  return always_wins_backward(g, storage) ? 1.0 : shape.backward;
 }
 
 ConvAlgorithm choose_algorithm(const ConvGeometry& g, StorageType storage, int64_t active,

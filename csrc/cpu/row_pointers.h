@@ -41,6 +41,17 @@ class TapPointers {
     return pointers_.data() + index * g_.taps() * tile_rows_;
   }
 
+  // What the tile after this one reads for the first time: the pixels under its last tap. A hint:
+  // at the border it may be any stretch of memory, of which nothing is read.
+  NextLines after(int64_t index) const {
+    const int64_t taps = g_.taps();
+    const int64_t step = taps * tile_rows_;
+    if ((index + 3) * step > static_cast<int64_t>(pointers_.size())) return {};
+    const A* const* last = pointers_.data() + (index + 1) * step + step - tile_rows_;
+    return {.begin = reinterpret_cast<const char*>(last[0]),
+            .end = reinterpret_cast<const char*>(last[step])};
+  }
+
  private:
   // receptive_field, without its divisions while consecutive pixels stay in one row.
   Receptive field_of(int64_t position) {
@@ -131,6 +142,7 @@ class PatchRows {
   }
 
   const A* const* tile(int64_t index) const { return pointers_.data() + index * tile_rows_; }
+  NextLines after(int64_t /*index*/) const { return {}; }
 
  private:
   const ConvGeometry& g_;

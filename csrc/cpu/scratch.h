@@ -2,6 +2,8 @@
 // costs more than packing a weight does (KERNELS.md K-003).
 #pragma once
 
+#include <sys/mman.h>
+
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
@@ -14,10 +16,15 @@ class Scratch {
  public:
   explicit Scratch(int64_t bytes) : buffer_(std::exchange(kept(), Buffer{})) {
     if (buffer_.bytes >= bytes) return;
-    const int64_t rounded = (bytes + 4095) / 4096 * 4096;
+    const int64_t page = bytes < kHugePage / 8 ? 4096 : kHugePage;
+    const int64_t rounded = (bytes + page - 1) / page * page;
     buffer_ = Buffer{};  // first give the small one back
-    buffer_.memory.reset(std::aligned_alloc(64, static_cast<size_t>(rounded)));
+    buffer_.memory.reset(
+        std::aligned_alloc(static_cast<size_t>(page), static_cast<size_t>(rounded)));
     if (buffer_.memory == nullptr) throw std::bad_alloc();
+    if (page == kHugePage) {
+      madvise(buffer_.memory.get(), static_cast<size_t>(rounded), MADV_HUGEPAGE);  // a wish only
+    }
     buffer_.bytes = rounded;
   }
   ~Scratch() {
@@ -33,6 +40,7 @@ class Scratch {
 
  private:
   static constexpr int64_t kKeptBytes = int64_t{64} << 20;
+  static constexpr int64_t kHugePage = int64_t{2} << 20;
 
   struct Free {
     void operator()(void* memory) const { std::free(memory); }

@@ -129,8 +129,12 @@ class WgradGemm {
       const auto pixels = static_cast<int64_t>(fields_.size());
       const int64_t step = gemm_.plan_.depth_step;
       const int64_t channels = gemm_.g_.group_in_channels();
+      // Divisions once a tap, not once a row (KERNELS.md K-016).
+      const int64_t down = tap / gemm_.g_.kernel_width * gemm_.g_.dilation_h;
+      const int64_t right = tap % gemm_.g_.kernel_width * gemm_.g_.dilation_w;
+      const int64_t channel = group * channels;
       for (int64_t i = 0; i < pixels; i += step) {
-        const T* first = gemm_.input_row(fields_[i], group, tap);
+        const T* first = gemm_.input_row(fields_[i], down, right, channel);
         if constexpr (std::is_same_v<T, A>) {
           if (gemm_.is_direct()) {
             rows_[static_cast<size_t>(i)] = first;
@@ -139,7 +143,8 @@ class WgradGemm {
         }
         A* to = copies_.data() + i / step * pitch_;
         rows_[static_cast<size_t>(i / step)] = to;
-        const T* second = i + 1 < pixels ? gemm_.input_row(fields_[i + 1], group, tap) : nullptr;
+        const T* second =
+            i + 1 < pixels ? gemm_.input_row(fields_[i + 1], down, right, channel) : nullptr;
         gemm_.store_step(first, second, channels, to);
       }
     }
@@ -158,12 +163,11 @@ class WgradGemm {
 
   bool is_direct() const { return std::is_same_v<T, A> && plan_.depth_step == 1; }
 
-  const T* input_row(const Receptive& field, int64_t group, int64_t tap) const {
-    const int64_t y = field.y + tap / g_.kernel_width * g_.dilation_h;
-    const int64_t x = field.x + tap % g_.kernel_width * g_.dilation_w;
+  const T* input_row(const Receptive& field, int64_t down, int64_t right, int64_t channel) const {
+    const int64_t y = field.y + down;
+    const int64_t x = field.x + right;
     if (y < 0 || y >= g_.in_height || x < 0 || x >= g_.in_width) return zeros_.data();
-    return input_ + ((field.image * g_.in_height + y) * g_.in_width + x) * g_.in_channels +
-           group * g_.group_in_channels();
+    return input_ + ((field.image * g_.in_height + y) * g_.in_width + x) * g_.in_channels + channel;
   }
 
   void multiply(Left& left, const A* panels, int64_t group, int64_t tap, int64_t first_tile,
@@ -180,8 +184,8 @@ class WgradGemm {
     }
   }
 
-  // sums [group][tap][c][n padded] to the weight's (C_out, C_in / groups, taps), transposed in
-  // blocks of tile_cols output channels.
+  // sums [group][tap][c][n padded] to the weight's (C_out, C_in / groups, taps), or channels_last
+  // (C_out, taps, C_in / groups), transposed in blocks of tile_cols output channels.
   void store() const {
     const int64_t channels = g_.group_in_channels();
     const int64_t width = g_.group_out_channels();
@@ -202,8 +206,9 @@ class WgradGemm {
     const int64_t taps = g_.taps();
     const Acc* sums = sums_ + group * taps * channels * padded_ + first;
     std::vector<const Acc*> from(static_cast<size_t>(channels * taps));
+    const bool has_tap_rows = is_channels_last(problem_.result);
     for (int64_t k = 0; k < channels * taps; ++k) {
-      from[k] = sums + (k % taps * channels + k / taps) * padded_;
+      from[k] = sums + (has_tap_rows ? k : k % taps * channels + k / taps) * padded_;
     }
     if constexpr (std::is_same_v<Acc, double>) {
       for (int64_t n = 0; n < outputs; ++n) {

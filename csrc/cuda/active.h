@@ -53,4 +53,11 @@ inline CompactedMask active_pixels(DeviceCall& call, const Tensor& mask, int64_t
   return compact(call, mask, batch);
 }
 
+// The list as kernels take it. The tensors must outlive the call.
+inline ActiveArgs active_args(DeviceCall& call, const CompactedMask& active, int64_t capacity) {
+  return {.idx = call.read<int32_t>(active.active_idx),
+          .count = call.read<int32_t>(active.count),
+          .capacity = capacity};
+}
+
 }  // namespace perfconv::cuda

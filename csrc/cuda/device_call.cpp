@@ -5,6 +5,8 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <map>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -26,6 +28,42 @@ cudaStream_t current_stream(const char* op, int32_t device) {
   return static_cast<cudaStream_t>(stream);
 }
 
+constexpr int kLeastCapability = 80;  // asynchronous copies to shared memory
+
+struct DeviceAttributes {
+  int multiprocessors = 0;
+  int compute_capability = 0;
+};
+
+cudaError_t query(int32_t device, DeviceAttributes& found) {
+  int major = 0;
+  int minor = 0;
+  cudaError_t status = cudaSuccess;
+  for (const auto& [attribute, value] :
+       {std::pair{cudaDevAttrMultiProcessorCount, &found.multiprocessors},
+        std::pair{cudaDevAttrComputeCapabilityMajor, &major},
+        std::pair{cudaDevAttrComputeCapabilityMinor, &minor}}) {
+    if (status == cudaSuccess) status = cudaDeviceGetAttribute(value, attribute, device);
+  }
+  found.compute_capability = 10 * major + minor;
+  return status;
+}
+
+// They never change: each device is asked once, whichever thread comes first.
+cudaError_t attributes(int32_t device, DeviceAttributes& found) {
+  static std::mutex mutex;
+  static std::map<int32_t, DeviceAttributes> known;
+  const std::lock_guard lock(mutex);
+  const auto place = known.find(device);
+  if (place != known.end()) {
+    found = place->second;
+    return cudaSuccess;
+  }
+  const cudaError_t status = query(device, found);
+  if (status == cudaSuccess) known.emplace(device, found);
+  return status;
+}
+
 }  // namespace
 
 struct DeviceCall::State {
@@ -38,12 +76,20 @@ DeviceCall::DeviceCall(const char* op, const Tensor& reference)
     : op_(op), reference_(reference), state_(new State(reference.get_device())) {
   const int32_t device = reference.get_device();
   context_.stream = current_stream(op, device);
-  int major = 0;
-  int minor = 0;
-  check(cudaDeviceGetAttribute(&context_.multiprocessors, cudaDevAttrMultiProcessorCount, device));
-  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-  check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
-  context_.compute_capability = 10 * major + minor;
+  // The guard speaks to torch's CUDA runtime; the one in this library is linked statically and has
+  // a current device of its own.
+  check(cudaSetDevice(device));
+  DeviceAttributes found;
+  check(attributes(device, found));
+  context_.multiprocessors = found.multiprocessors;
+  context_.compute_capability = found.compute_capability;
+  if (context_.compute_capability < kLeastCapability) {
+    const std::string text = std::to_string(context_.compute_capability);
+    throw std::runtime_error(std::string(op) +
+                             ": needs a GPU of compute capability 8.0 or newer, got " +
+                             text.substr(0, 1) + "." + text.substr(1) +
+                             ". Move the tensors to the CPU, or to another GPU.");
+  }
 }
 
 DeviceCall::~DeviceCall() = default;

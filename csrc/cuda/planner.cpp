@@ -1,26 +1,111 @@
 // The predicates of the CUDA kernels, and the choices made from them.
 #include "cuda/planner.h"
 
+#include <sstream>
+
 namespace perfconv::cuda {
 namespace {
 
-// Density above which the dense convolution is taken, when the caller says what to expect. Not yet
+constexpr int64_t kMostTaps = 32;  // bits of a row's tap mask
+constexpr int64_t kMostDepthwiseTaps = 64;
+constexpr int64_t kMostPixels = int64_t{1} << 31;
+constexpr int64_t kPackBytes = 16;
+
+// Density above which the dense convolution is taken, when the caller says what to expect. Not
 // measured on a GPU: from the cost model in KERNELS.md.
 constexpr double kBreakEvenDensity = 0.5;
+
+// Kernels of implicit_gemm, the preferred one first; the last takes everything.
+constexpr ForwardKernel kImplicitKernels[] = {ForwardKernel::kTensorCore, ForwardKernel::kSimt,
+                                              ForwardKernel::kDepthwise,
+                                              ForwardKernel::kFewChannels, ForwardKernel::kDirect};
+
+// What both tiled kernels need: gathered rows of whole 16-byte packs.
+std::string tile_refusal(const ConvGeometry& g, const DeviceTraits& device) {
+  if (g.taps() > kMostTaps) return "more than 32 taps";
+  if (g.group_in_channels() * element_bytes(device.storage) % kPackBytes != 0) {
+    return "input channels of a group are no multiple of 16 bytes";
+  }
+  if (!device.is_aligned) return "input or weight does not start at a multiple of 16 bytes";
+  return g.in_pixels() < kMostPixels ? "" : "2^31 or more input pixels";
+}
+
+const char* kernel_name(ForwardKernel kernel) {
+  switch (kernel) {
+    case ForwardKernel::kDirect:
+      return "direct";
+    case ForwardKernel::kGatherGemm:
+      return "gather, GEMM, scatter";
+    case ForwardKernel::kTensorCore:
+      return "tensor cores";
+    case ForwardKernel::kSimt:
+      return "float32 tiles";
+    case ForwardKernel::kDepthwise:
+      return "depthwise";
+    case ForwardKernel::kFewChannels:
+      return "few channels";
+  }
+  return "";
+}
+
+std::string implicit_reason(const ConvGeometry& g, const DeviceTraits& device) {
+  std::ostringstream text;
+  const ForwardKernel chosen = forward_kernel(g, device, ConvAlgorithm::kImplicitGemm);
+  text << "kernel: " << kernel_name(chosen);
+  const char* separator = "; ";
+  for (const ForwardKernel kernel : kImplicitKernels) {
+    if (kernel == chosen) break;
+    text << separator << "not " << kernel_name(kernel) << " (" << refusal(kernel, g, device) << ")";
+    separator = ", ";
+  }
+  return text.str();
+}
+
+std::string density_reason(std::optional<double> expected_density) {
+  if (!expected_density) return "no expected_density: the count of active pixels is not read";
+  std::ostringstream text;
+  text << "expected density " << *expected_density
+       << (*expected_density > kBreakEvenDensity ? " is above" : " is at or below")
+       << " the break-even density " << kBreakEvenDensity << " (modelled)";
+  return text.str();
+}
 
 }  // namespace
 
 std::string refusal(ForwardKernel kernel, const ConvGeometry& g, const DeviceTraits& device) {
-  (void)g;
-  (void)device;
-  return kernel == ForwardKernel::kDirect ? "" : "not built";
+  switch (kernel) {
+    case ForwardKernel::kDirect:
+    case ForwardKernel::kGatherGemm:
+      return "";
+    case ForwardKernel::kTensorCore:
+      if (device.storage == StorageType::kDouble) return "float64";
+      if (device.storage == StorageType::kFloat && !device.allow_tf32) {
+        return "float32 without torch's permission to use tf32";
+      }
+      return tile_refusal(g, device);
+    case ForwardKernel::kSimt:
+      return device.storage == StorageType::kFloat ? tile_refusal(g, device) : "not float32";
+    case ForwardKernel::kDepthwise:
+      if (!g.is_depthwise()) return "groups are not single channels";
+      if (device.storage == StorageType::kDouble) return "float64";
+      if (g.in_channels * element_bytes(device.storage) % kPackBytes != 0) {
+        return "channels are no multiple of 16 bytes";
+      }
+      if (!device.is_aligned) return "input or weight does not start at a multiple of 16 bytes";
+      return g.taps() <= kMostDepthwiseTaps ? "" : "more than 64 taps";
+    case ForwardKernel::kFewChannels:
+      return device.storage == StorageType::kDouble ? "float64" : "";
+  }
+  return "";
 }
 
 ForwardKernel forward_kernel(const ConvGeometry& g, const DeviceTraits& device,
                              ConvAlgorithm algorithm) {
-  (void)g;
-  (void)device;
-  (void)algorithm;
+  if (algorithm == ConvAlgorithm::kDirect) return ForwardKernel::kDirect;
+  if (algorithm == ConvAlgorithm::kGatherGemm) return ForwardKernel::kGatherGemm;
+  for (const ForwardKernel kernel : kImplicitKernels) {
+    if (refusal(kernel, g, device).empty()) return kernel;
+  }
   return ForwardKernel::kDirect;
 }
 
@@ -31,6 +116,32 @@ ConvAlgorithm choose_algorithm(const ConvGeometry& g, const DeviceTraits& device
   (void)g;
   return expected_density && *expected_density > kBreakEvenDensity ? ConvAlgorithm::kDense
                                                                    : ConvAlgorithm::kImplicitGemm;
+}
+
+std::vector<AlgorithmVerdict> explain_choice(const ConvGeometry& g, const DeviceTraits& device,
+                                             ConvAlgorithm wanted,
+                                             std::optional<double> expected_density) {
+  const ConvAlgorithm chosen = choose_algorithm(g, device, wanted, expected_density);
+  std::vector<AlgorithmVerdict> verdicts;
+  for (const ConvAlgorithm algorithm : {ConvAlgorithm::kImplicitGemm, ConvAlgorithm::kDense,
+                                        ConvAlgorithm::kGatherGemm, ConvAlgorithm::kDirect}) {
+    const bool is_chosen = algorithm == chosen;
+    std::string reason;
+    if (wanted != ConvAlgorithm::kAuto) {
+      reason = is_chosen ? "asked for by name" : "another algorithm was asked for by name";
+    } else if (algorithm == ConvAlgorithm::kDirect) {
+      reason = is_chosen ? "float64" : "the readable reference; only by name";
+    } else if (algorithm == ConvAlgorithm::kGatherGemm) {
+      reason = "the textbook path, slower than implicit_gemm; only by name";
+    } else {
+      reason = density_reason(expected_density);
+    }
+    if (algorithm == ConvAlgorithm::kImplicitGemm) reason += "; " + implicit_reason(g, device);
+    AlgorithmVerdict verdict{
+        .algorithm = algorithm, .is_chosen = is_chosen, .reason = std::move(reason)};
+    verdicts.insert(is_chosen ? verdicts.begin() : verdicts.end(), std::move(verdict));
+  }
+  return verdicts;
 }
 
 }  // namespace perfconv::cuda

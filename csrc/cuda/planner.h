@@ -17,9 +17,8 @@ enum class ForwardKernel { kDirect, kGatherGemm, kTensorCore, kSimt, kDepthwise,
 // What the choice depends on besides the geometry.
 struct DeviceTraits {
   StorageType storage = StorageType::kFloat;
-  int compute_capability = 80;
   bool allow_tf32 = false;
-  bool is_aligned = true;  // input, weight and output start at a multiple of 16 bytes
+  bool is_aligned = true;  // input and weight start at a multiple of 16 bytes
 };
 
 // Why a kernel does not take a problem; empty if it does.
@@ -33,5 +32,17 @@ ForwardKernel forward_kernel(const ConvGeometry& g, const DeviceTraits& device,
 // convolution only by what the caller expects.
 ConvAlgorithm choose_algorithm(const ConvGeometry& g, const DeviceTraits& device,
                                ConvAlgorithm wanted, std::optional<double> expected_density);
+
+struct AlgorithmVerdict {
+  ConvAlgorithm algorithm;
+  bool is_chosen;
+  std::string reason;
+};
+
+// One verdict for each algorithm, the chosen one first. The reason for implicit_gemm names the
+// kernel that it runs, and why each one before it in its list does not.
+std::vector<AlgorithmVerdict> explain_choice(const ConvGeometry& g, const DeviceTraits& device,
+                                             ConvAlgorithm wanted,
+                                             std::optional<double> expected_density);
 
 }  // namespace perfconv::cuda

@@ -3,10 +3,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <optional>
 #include <stdexcept>
 
 #include "cpu/kernels/isa.h"
 #include "cpu/planner.h"
+#include "cuda/planner.h"
 
 namespace py = pybind11;
 
@@ -39,11 +41,9 @@ perfconv::StorageType storage_type(const std::string& dtype) {
   throw std::invalid_argument("dtype must be float32, float64, bfloat16 or float16");
 }
 
-// (algorithm, is_chosen, reason) for each CPU algorithm, the chosen one first.
-py::list explain_cpu(const std::vector<int64_t>& input, const std::vector<int64_t>& weight,
-                     const std::vector<int64_t>& output, int64_t groups, const std::string& dtype,
-                     int64_t active, const std::string& algorithm) {
-  using perfconv::ConvAlgorithm;
+perfconv::ConvGeometry geometry(const std::vector<int64_t>& input,
+                                const std::vector<int64_t>& weight,
+                                const std::vector<int64_t>& output, int64_t groups) {
   if (input.size() != 4 || weight.size() != 4 || output.size() != 4 || groups < 1) {
     throw std::invalid_argument("input, weight and output must be 4-D shapes, groups 1 or more");
   }
@@ -58,18 +58,46 @@ py::list explain_cpu(const std::vector<int64_t>& input, const std::vector<int64_
   g.kernel_height = weight[2];
   g.kernel_width = weight[3];
   g.groups = groups;
-  ConvAlgorithm wanted = ConvAlgorithm::kAuto;
+  return g;
+}
+
+perfconv::ConvAlgorithm algorithm_called(const std::string& name) {
+  using perfconv::ConvAlgorithm;
   for (const ConvAlgorithm candidate : {ConvAlgorithm::kDirect, ConvAlgorithm::kGatherGemm,
                                         ConvAlgorithm::kImplicitGemm, ConvAlgorithm::kDense}) {
-    if (algorithm == perfconv::cpu::algorithm_name(candidate)) wanted = candidate;
+    if (name == perfconv::cpu::algorithm_name(candidate)) return candidate;
   }
-  py::list verdicts;
-  for (const auto& verdict :
-       perfconv::cpu::explain_choice(g, storage_type(dtype), active, wanted)) {
-    verdicts.append(py::make_tuple(perfconv::cpu::algorithm_name(verdict.algorithm),
-                                   verdict.is_chosen, verdict.reason));
+  return ConvAlgorithm::kAuto;
+}
+
+template <class Verdicts>
+py::list as_list(const Verdicts& verdicts) {
+  py::list result;
+  for (const auto& verdict : verdicts) {
+    result.append(py::make_tuple(perfconv::cpu::algorithm_name(verdict.algorithm),
+                                 verdict.is_chosen, verdict.reason));
   }
-  return verdicts;
+  return result;
+}
+
+// (algorithm, is_chosen, reason) for each algorithm, the chosen one first.
+py::list explain_cpu(const std::vector<int64_t>& input, const std::vector<int64_t>& weight,
+                     const std::vector<int64_t>& output, int64_t groups, const std::string& dtype,
+                     int64_t active, const std::string& algorithm) {
+  const perfconv::ConvGeometry g = geometry(input, weight, output, groups);
+  return as_list(
+      perfconv::cpu::explain_choice(g, storage_type(dtype), active, algorithm_called(algorithm)));
+}
+
+py::list explain_cuda(const std::vector<int64_t>& input, const std::vector<int64_t>& weight,
+                      const std::vector<int64_t>& output, int64_t groups, const std::string& dtype,
+                      bool allow_tf32, bool is_aligned, std::optional<double> expected_density,
+                      const std::string& algorithm) {
+  const perfconv::ConvGeometry g = geometry(input, weight, output, groups);
+  const perfconv::cuda::DeviceTraits device{
+      .storage = storage_type(dtype), .allow_tf32 = allow_tf32, .is_aligned = is_aligned};
+  return as_list(
+      perfconv::cuda::explain_choice(g, device, algorithm_called(algorithm), expected_density));
 }
 
 }  // namespace
@@ -80,6 +108,8 @@ PYBIND11_MODULE(_C, module, py::mod_gil_not_used()) {
              "Name of the instruction set whose CPU kernels this process uses.");
   module.def("explain_cpu", &explain_cpu,
              "(algorithm, is_chosen, reason) for each CPU algorithm, the chosen one first.");
+  module.def("explain_cuda", &explain_cuda,
+             "(algorithm, is_chosen, reason) for each CUDA algorithm, the chosen one first.");
   module.def("build_info", &build_info,
              "Compile-time configuration of the native libraries, as a dictionary of strings.");
 }

@@ -56,7 +56,7 @@ class ConvReLU(PerforatedConv2d):
             fill=self.fill,
             activation="relu",
             algorithm=algorithm,
-            packed_weight=None if self.weight.requires_grad else self._packed_weight,
+            packed_weight=self.current_pack(),
         )
 
 

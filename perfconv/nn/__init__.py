@@ -1,6 +1,40 @@
 """Modules built on the operators."""
 
 from perfconv.nn.conv import PerforatedConv2d, prepack
+from perfconv.nn.fuse import fuse
+from perfconv.nn.gate import BinaryGate, Gate, LayerGate, PixelGate
+from perfconv.nn.gate_record import (
+    GateCall,
+    GateRecord,
+    force_gates,
+    gates,
+    parameter_groups,
+    record_gates,
+    set_temperature,
+)
+from perfconv.nn.gated_block import GatedBlock
+from perfconv.nn.gated_blocks import GatedBasicBlock, GatedBottleneck
+from perfconv.nn.gated_conv import GatedConv2d
 from perfconv.nn.mask_state import MaskState
 
-__all__ = ["MaskState", "PerforatedConv2d", "prepack"]
+__all__ = [
+    "BinaryGate",
+    "Gate",
+    "GateCall",
+    "GateRecord",
+    "GatedBasicBlock",
+    "GatedBlock",
+    "GatedBottleneck",
+    "GatedConv2d",
+    "LayerGate",
+    "MaskState",
+    "PerforatedConv2d",
+    "PixelGate",
+    "force_gates",
+    "fuse",
+    "gates",
+    "parameter_groups",
+    "prepack",
+    "record_gates",
+    "set_temperature",
+]

@@ -41,6 +41,7 @@ class PerforatedConv2d(nn.Conv2d):
     fill: str = "zero"
     mask_state: MaskState | None = None
     _packed_weight: Tensor | None = None
+    _packed_version: int | None = None  # of the weight that was packed
 
     def __init__(
         self,
@@ -106,8 +107,16 @@ class PerforatedConv2d(nn.Conv2d):
             groups=self.groups,
             fill=self.fill,
             base=base,
-            packed_weight=None if self.weight.requires_grad else self._packed_weight,
+            packed_weight=self.current_pack(),
         )
+
+    def current_pack(self) -> Tensor | None:
+        """The kept pack, unless a gradient is wanted or the weight was edited in place since."""
+        if self._packed_weight is None or self.weight.requires_grad:
+            return None
+        if not torch.compiler.is_compiling() and version(self.weight) != self._packed_version:
+            return None
+        return self._packed_weight
 
     def output_size(self, size: Sequence[int]) -> list[int]:
         """[H_out, W_out] of an input of ``size`` (H, W), in pixels."""
@@ -139,9 +148,10 @@ def prepack(model: Model) -> Model:
     """Keeps packed weights in every perforated layer of an eval-mode model, for inference.
 
     The weights stop requiring gradients. A pack is dropped by ``train()``, ``to()`` and the like,
-    and ignored once the weight differs from it: copying into a weight, loading a state dict or an
-    optimiser step are all noticed, because every call compares 64 of its values. Single elements
-    edited in place may be missed: call ``prepack`` again after such an edit.
+    and ignored once the weight has changed: autograd counts edits in place, loading a state dict
+    among them; for those it does not see (``.data``, numpy, fused optimisers) every call compares
+    64 values. Such an edit may be missed if it leaves most values as they were: call ``prepack``
+    again after it. A compiled module compares the values only.
 
     Args:
         model: any module in eval mode; changed in place.
@@ -150,14 +160,32 @@ def prepack(model: Model) -> Model:
         ``model``.
 
     Raises:
-        ValueError: ``model`` is in training mode.
+        ValueError: ``model`` is in training mode, or a weight is computed from other parameters
+            (a parametrization, pruning).
     """
     if model.training:
         raise ValueError(
             "prepack: the model must be in eval mode, got one in training mode. Call model.eval()."
         )
-    for module in model.modules():
-        if isinstance(module, PerforatedConv2d):
-            module.weight.requires_grad_(False)
-            module._packed_weight = pack_weight(module.weight, groups=module.groups)
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, PerforatedConv2d)
+    }
+    for name, layer in layers.items():
+        if "weight" not in layer._parameters:
+            raise ValueError(
+                "prepack: each weight must be a parameter of its layer, got one that is computed "
+                f"in layer {name!r}. Make it permanent: torch.nn.utils.parametrize."
+                "remove_parametrizations, or torch.nn.utils.prune.remove."
+            )
+    for layer in layers.values():
+        layer.weight.requires_grad_(False)
+        layer._packed_version = version(layer.weight)
+        layer._packed_weight = pack_weight(layer.weight, groups=layer.groups)
     return model
+
+
+def version(weight: Tensor) -> int | None:
+    """Autograd's count of the edits of ``weight``; None in an inference tensor, which has none."""
+    return None if weight.is_inference() else weight._version

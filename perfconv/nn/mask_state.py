@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from perfconv.ops.arguments import check_mask_image
-from perfconv.ops.mask import downsample_mask
+from perfconv.ops.mask import ActivePixels, downsample_mask
 
 
 class MaskState:
@@ -17,7 +17,9 @@ class MaskState:
     output size. A size that was not set is made with ``downsample_mask`` from a set one, if a
     stride leads from that size to this one; any other size is an error.
 
-    A thread sees only the masks it set itself. Copies and pickles of a state hold no masks.
+    A thread sees only the masks it set itself. Copies and pickles of a state hold no masks. Under
+    activation checkpointing give layers their masks as arguments: the backward pass computes them
+    again, when the state may hold other masks, and on a GPU in another thread.
 
     Example:
         >>> state = MaskState()
@@ -29,15 +31,18 @@ class MaskState:
     def __init__(self) -> None:
         self._local = threading.local()
 
-    def set(self, mask: Tensor) -> None:
+    def set(self, mask: Tensor | ActivePixels) -> None:
         """Keeps ``mask`` (N or 1, 1, H, W), bool, for layers of output size (H, W).
 
-        Masks of other resolutions stay; those made from an earlier mask are forgotten.
+        Masks of other resolutions stay, so ``clear`` before images of another size; those made
+        from an earlier mask are forgotten. After an edit of a mask in place, set it again.
 
         Raises:
             TypeError: ``mask`` is not bool.
             ValueError: ``mask`` is not (N, 1, H, W).
         """
+        if isinstance(mask, ActivePixels):
+            mask = mask.mask
         check_mask_image("MaskState.set", mask)
         self._given()[(mask.size(2), mask.size(3))] = mask
         self._made().clear()

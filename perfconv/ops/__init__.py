@@ -2,6 +2,7 @@
 
 from perfconv.ops import flops  # noqa: F401  (registers the formulas)
 from perfconv.ops.conv import explain, perforated_conv2d
+from perfconv.ops.gate import gate_mask
 from perfconv.ops.gather import gather_pixels, scatter_pixels
 from perfconv.ops.mask import (
     ActivePixels,
@@ -10,6 +11,7 @@ from perfconv.ops.mask import (
     downsample_mask,
     expand_mask,
 )
+from perfconv.ops.multi_dilation import multi_dilation_conv2d
 from perfconv.ops.pack import pack_weight
 
 __all__ = [
@@ -19,7 +21,9 @@ __all__ = [
     "downsample_mask",
     "expand_mask",
     "explain",
+    "gate_mask",
     "gather_pixels",
+    "multi_dilation_conv2d",
     "pack_weight",
     "perforated_conv2d",
     "scatter_pixels",

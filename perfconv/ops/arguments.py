@@ -15,6 +15,8 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 def int_pair(op: str, name: str, value: IntPair) -> list[int]:
     """``value`` as [h, w]; an int stands for both."""
+    if type(value) is int and abs(value) < 2**63:  # the usual case, in every call
+        return [value, value]
     sides: list = [*value] if isinstance(value, tuple | list) else [value]
     if len(sides) not in (1, 2) or not all(is_int(side) for side in sides):
         raise TypeError(
@@ -98,6 +100,21 @@ def check_same_dtype(op: str, name: str, value: Tensor | None, input: Tensor) ->
             f"{op}: {name} must have the dtype of input, {input.dtype}, got {value.dtype}. "
             f"Convert it with {name}.to(input.dtype), or use torch.autocast."
         )
+
+
+def autocast(input: Tensor, *others: Tensor | None) -> list:
+    """The tensors in the autocast dtype, if autocast is on for the device of ``input``.
+
+    float64 is left alone, as torch does.
+    """
+    values = [input, *others]
+    if input.device.type == "meta" or not torch.is_autocast_enabled(input.device.type):
+        return values
+    dtype = torch.get_autocast_dtype(input.device.type)
+    return [
+        value if value is None or value.dtype == torch.float64 else value.to(dtype)
+        for value in values
+    ]
 
 
 def check_bool_mask(op: str, mask: Tensor) -> None:

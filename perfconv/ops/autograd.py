@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 Argument = Tensor | int | float | str | bool | list[int] | None
-Operation = Callable[..., Tensor]
+Operation = Callable[..., Any]  # to a tensor, or to a tuple of them
 Context = Any  # torch's objects for setup_context, backward and vmap; attributes are set freely
 
 
@@ -29,7 +29,8 @@ def differentiable(
     Args:
         name: operator name without the namespace.
         setup_context: ``(ctx, inputs, output)``, as in ``torch.autograd.Function``.
-        backward: ``(ctx, grad)`` to one gradient per operator argument.
+        backward: ``(ctx, grad)``, of several outputs ``(ctx, *grads)``, to one gradient per
+            operator argument.
         vmap: ``(info, in_dims, *arguments)`` to ``(output, out_dim)``.
     """
     op = getattr(torch.ops.perfconv, name).default
@@ -40,7 +41,7 @@ def differentiable(
         generate_vmap_rule = False
 
         @staticmethod
-        def forward(*arguments: Argument) -> Tensor:
+        def forward(*arguments: Argument) -> Tensor | tuple[Tensor, ...]:
             return op(*arguments)
 
     Function.__name__ = Function.__qualname__ = name
@@ -48,7 +49,25 @@ def differentiable(
     Function.backward = staticmethod(backward)  # type: ignore[method-assign]
     Function.vmap = staticmethod(vmap)  # type: ignore[method-assign]
 
-    def call(*arguments: Argument) -> Tensor:
+    class EagerFunction(torch.autograd.Function):
+        """The same without torch.func and torch.compile: fewer steps on the way (K-013)."""
+
+        @staticmethod
+        def forward(ctx: Context, *arguments: Argument) -> Any:
+            with torch._C._AutoDispatchBelowAutograd():
+                output = op(*arguments)
+            setup_context(ctx, arguments, output)
+            return output
+
+    EagerFunction.__name__ = EagerFunction.__qualname__ = name
+    EagerFunction.backward = staticmethod(backward)  # type: ignore[method-assign]
+
+    def call(*arguments: Argument) -> Any:
+        if is_eager():
+            if may_need_gradient(arguments):
+                return EagerFunction.apply(*arguments)
+            with torch._C._AutoDispatchBelowAutograd():
+                return op(*arguments)
         if forward_ad._current_level >= 0:  # the operator alone would drop tangents silently
             try:
                 return Function.apply(*arguments)
@@ -57,13 +76,46 @@ def differentiable(
                     f"{name}: forward-mode differentiation is not built, got an input with a "
                     "tangent. Use reverse mode: backward(), torch.func.grad, vjp or jacrev."
                 ) from error
-        if torch.is_grad_enabled() and any(
-            isinstance(argument, Tensor) and argument.requires_grad for argument in arguments
-        ):
+        if needs_function(arguments):
             return Function.apply(*distinct(arguments))
         return op(*arguments)
 
     return call
+
+
+def needs_function(arguments: Sequence[Argument]) -> bool:
+    """Whether a gradient may be asked for, so that the operator alone would not do."""
+    if not torch.compiler.is_compiling() and is_transformed():
+        return True
+    return may_need_gradient(arguments)
+
+
+def may_need_gradient(arguments: Sequence[Argument]) -> bool:
+    """Whether autograd records and an argument requires a gradient."""
+    return torch.is_grad_enabled() and any(
+        isinstance(argument, Tensor) and argument.requires_grad for argument in arguments
+    )
+
+
+def is_eager() -> bool:
+    """Whether neither torch.compile, torch.export, torch.func nor forward mode looks on."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
+
+
+def is_transformed() -> bool:
+    """Whether a ``torch.func`` transform is at work, which finds its rules at the Function.
+
+    A tensor that vmap has batched does not tell whether the one it wraps requires a gradient.
+    Inside the operator's own vmap rule the dispatcher no longer looks for transforms.
+    """
+    front = torch._C.DispatchKey.FuncTorchDynamicLayerFrontMode
+    return torch._C._are_functorch_transforms_active() and not (
+        torch._C._dispatch_tls_is_dispatch_key_excluded(front)
+    )
 
 
 def distinct(arguments: Sequence[Argument]) -> list[Argument]:
@@ -86,7 +138,7 @@ def distinct(arguments: Sequence[Argument]) -> list[Argument]:
 def loop_over(function: Operation) -> Callable[..., tuple]:
     """A vmap rule that calls ``function`` once per mapped slice and stacks the results."""
 
-    def vmap(info: Context, in_dims: tuple, *arguments: Argument) -> tuple[Tensor, int]:
+    def vmap(info: Context, in_dims: tuple, *arguments: Argument) -> tuple:
         slices = []
         for index in range(info.batch_size):
             chosen = [  # a list of ints has a list of None for its dim
@@ -96,6 +148,9 @@ def loop_over(function: Operation) -> Callable[..., tuple]:
                 for argument, dim in zip(arguments, in_dims, strict=True)
             ]
             slices.append(function(*chosen))
-        return torch.stack(slices), 0
+        if isinstance(slices[0], Tensor):
+            return torch.stack(slices), 0
+        results = tuple(torch.stack(parts) for parts in zip(*slices, strict=True))
+        return results, (0,) * len(results)
 
     return vmap

@@ -6,6 +6,7 @@ from torch import Tensor
 from perfconv import _ext
 from perfconv.ops.arguments import (
     IntPair,
+    autocast,
     check_bool_mask,
     check_int,
     check_same_dtype,
@@ -75,7 +76,8 @@ def perforated_conv2d(
         ValueError: a shape, range or name above does not hold.
 
     Notes: differentiable in input, weight, bias, base and residual, twice. Deterministic for a
-        given number of threads. MACs: density * dense MACs.
+        given number of threads. MACs: density * dense MACs. On CUDA float32 is multiplied in tf32
+        where ``torch.backends.cudnn.conv.fp32_precision`` says so, as in torch's convolution.
     Source: perforated convolution, Figurnov et al. 2016; passthrough fill, Kong and Fowlkes 2019.
     Example:
         >>> mask = torch.rand(1, 1, 8, 8) < 0.5
@@ -87,26 +89,18 @@ def perforated_conv2d(
     op = "perforated_conv2d"
     check_tensor(op, "input", input)
     check_tensor(op, "weight", weight)
-    for name, value in (("bias", bias), ("base", base), ("residual", residual)):
+    for name, value in (
+        ("bias", bias), ("base", base), ("residual", residual), ("packed_weight", packed_weight)
+    ):  # fmt: skip
         if value is not None:
             check_tensor(op, name, value)
-    if packed_weight is not None:
-        check_tensor(op, "packed_weight", packed_weight)
-    if input.device.type != "meta" and torch.is_autocast_enabled(input.device.type):
-        dtype = torch.get_autocast_dtype(input.device.type)
-        input, weight = _cast(input, dtype), _cast(weight, dtype)
-        bias, base, residual = (
-            value if value is None else _cast(value, dtype) for value in (bias, base, residual)
-        )
-        packed_weight = packed_weight if weight.dtype == input.dtype else None
-    for name, value in (("weight", weight), ("bias", bias), ("base", base), ("residual", residual)):
-        check_same_dtype(op, name, value, input)
+    input, weight, bias, base, residual = autocast(input, weight, bias, base, residual)
+    check_same_dtype(op, "weight", weight, input)
+    check_same_dtype(op, "bias", bias, input)
+    check_same_dtype(op, "base", base, input)
+    check_same_dtype(op, "residual", residual, input)
     _check_names(op, fill, activation, algorithm, groups, expected_density)
-    if not isinstance(activate_base, bool):
-        raise TypeError(
-            f"{op}: activate_base must be a bool, got {type(activate_base).__name__}. "
-            "Give True or False."
-        )
+    _check_flag(op, activate_base)
     active_idx: Tensor | None = None
     count: Tensor | None = None
     if isinstance(mask, ActivePixels):
@@ -143,6 +137,7 @@ def perforated_conv2d(
         activate_base,
         expected_density,
         algorithm,
+        torch_allows_tf32(),
     )
     return output.squeeze(0) if is_unbatched else output
 
@@ -151,25 +146,34 @@ def explain(
     input: Tensor,
     weight: Tensor,
     mask: Tensor | ActivePixels,
+    bias: Tensor | None = None,
     *,
     stride: IntPair = 1,
     padding: IntPair | str = 0,
     dilation: IntPair = 1,
     groups: int = 1,
+    fill: str = "zero",
+    base: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str | None = None,
+    activate_base: bool = False,
+    expected_density: float | None = None,
     algorithm: str = "auto",
 ) -> list[tuple[str, bool, str]]:
     """Which algorithm ``perforated_conv2d`` would run, and why each other one would not.
 
     Args:
-        input, weight, mask, stride, padding, dilation, groups, algorithm: as there.
+        input, weight, mask, bias and all options: as there; checked as there. The choice depends
+            on sizes, dtype, stride, padding, dilation, groups, density and ``algorithm``.
 
     Returns:
-        (algorithm, is_chosen, reason) for each algorithm, the chosen one first.
+        (algorithm, is_chosen, reason) for each algorithm, the chosen one first. On CUDA the reason
+        of implicit_gemm names its kernel, and says why the faster ones do not take the problem.
 
     Raises:
         TypeError, ValueError: as ``perforated_conv2d``.
 
-    Notes: reads the mask (a host sync on CUDA).
+    Notes: reads the mask on the CPU; on CUDA only its shape counts.
     Example:
         >>> mask = torch.ones(1, 1, 8, 8, dtype=torch.bool)
         >>> explain(torch.randn(1, 4, 8, 8), torch.randn(4, 4, 3, 3), mask, padding=1,
@@ -178,33 +182,53 @@ def explain(
     """
     op = "explain"
     check_tensor(op, "input", input)
-    check_same_dtype(op, "weight", weight, input)
-    _check_names(op, "zero", None, algorithm, groups, None)
+    _check_names(op, fill, activation, algorithm, groups, expected_density)
     mask = mask.mask if isinstance(mask, ActivePixels) else mask
     check_bool_mask(op, mask)
     images = input.unsqueeze(0) if input.dim() == 3 else input
     mask = mask.unsqueeze(0) if mask.dim() == 3 and input.dim() == 3 else mask
+    base, residual = (
+        value.unsqueeze(0) if value is not None and input.dim() == 3 else value
+        for value in (base, residual)
+    )
     with torch.no_grad():  # an empty mask: every rule is checked, nothing is multiplied
-        shape = perforated_conv2d(
+        output = perforated_conv2d(
             images,
             weight,
             torch.zeros_like(mask),
+            bias,
             stride=stride,
             padding=padding,
             dilation=dilation,
             groups=groups,
+            fill=fill,
+            base=base,
+            residual=residual,
+            activation=activation,
+            activate_base=activate_base,
             algorithm="implicit_gemm",
-        ).shape
+        )
+    dtype = str(output.dtype).removeprefix("torch.")  # autocast may have chosen another
+    sizes = list(images.shape), list(weight.shape), list(output.shape), groups, dtype
+    if input.device.type == "cuda":
+        is_aligned = all(starts_at_16_bytes(value) for value in (images, weight))
+        return _ext._C.explain_cuda(
+            *sizes, torch_allows_tf32(), is_aligned, expected_density, algorithm
+        )
     active = int(mask.sum()) * (images.size(0) // max(1, mask.size(0)))
-    dtype = str(input.dtype).removeprefix("torch.")
-    return _ext._C.explain_cpu(
-        list(images.shape), list(weight.shape), list(shape), groups, dtype, active, algorithm
-    )
+    return _ext._C.explain_cpu(*sizes, active, algorithm)
 
 
-def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """In the autocast dtype; float64 is left alone, as torch does."""
-    return value if value.dtype == torch.float64 else value.to(dtype)
+def starts_at_16_bytes(image: Tensor) -> bool:
+    """Whether its rows of channels do: where they lie, or in the copy that the operator makes."""
+    is_in_place = image.is_contiguous(memory_format=torch.channels_last)
+    return not is_in_place or image.data_ptr() % 16 == 0
+
+
+@torch.compiler.assume_constant_result
+def torch_allows_tf32() -> bool:
+    """Whether torch may multiply float32 convolutions in tf32; compiled code keeps the answer."""
+    return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
 
 
 def _check_names(
@@ -215,16 +239,8 @@ def _check_names(
     groups: int,
     expected_density: float | None,
 ) -> None:
-    for name, value, allowed in (
-        ("fill", fill, FILLS),
-        ("activation", activation, ACTIVATIONS),
-        ("algorithm", algorithm, ALGORITHMS),
-    ):
-        if value not in allowed:
-            raise ValueError(
-                f"{op}: {name} must be one of {', '.join(map(repr, allowed))}, got {value!r}. "
-                "Choose one of these."
-            )
+    if fill not in FILLS or activation not in ACTIVATIONS or algorithm not in ALGORITHMS:
+        _refuse_name(op, fill, activation, algorithm)
     check_int(op, "groups", groups)
     if expected_density is None:
         return
@@ -238,3 +254,24 @@ def _check_names(
             f"{op}: expected_density must be in [0, 1] (the share of active pixels), got "
             f"{expected_density}. Divide the number of active pixels by all pixels."
         )
+
+
+def _check_flag(op: str, activate_base: bool) -> None:
+    if not isinstance(activate_base, bool):
+        raise TypeError(
+            f"{op}: activate_base must be a bool, got {type(activate_base).__name__}. "
+            "Give True or False."
+        )
+
+
+def _refuse_name(op: str, fill: str, activation: str | None, algorithm: str) -> None:
+    for name, value, allowed in (
+        ("fill", fill, FILLS),
+        ("activation", activation, ACTIVATIONS),
+        ("algorithm", algorithm, ALGORITHMS),
+    ):
+        if value not in allowed:
+            raise ValueError(
+                f"{op}: {name} must be one of {', '.join(map(repr, allowed))}, got {value!r}. "
+                "Choose one of these."
+            )

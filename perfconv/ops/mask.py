@@ -132,7 +132,7 @@ def downsample_mask(mask: Tensor, stride: IntPair, *, size: IntPair | None = Non
     """The mask on a coarser grid: True where any pixel of the cell is.
 
     Args:
-        mask: (N, 1, H, W), bool.
+        mask: (N, 1, H, W), bool, or ActivePixels.
         stride: cell size in pixels, (h, w) order.
         size: (height, width) of the result; each side is ceil(H / stride), the default, or
             floor(H / stride), where the last cell also takes the pixels beyond it.
@@ -150,10 +150,15 @@ def downsample_mask(mask: Tensor, stride: IntPair, *, size: IntPair | None = Non
         [[True, False], [False, True]]
     """
     op = "downsample_mask"
+    if isinstance(mask, ActivePixels):
+        mask = mask.mask
     check_mask_image(op, mask)
     cell = int_pair(op, "stride", stride)
-    if min(cell) < 1:
-        raise ValueError(f"{op}: stride must be 1 or more, got {tuple(cell)}. Give it in pixels.")
+    if min(cell) < 1 or max(cell) > 2**30:
+        raise ValueError(
+            f"{op}: stride must be 1 or more (and below 2^30), got {tuple(cell)}. "
+            "Give it in pixels."
+        )
     pooled = F.max_pool2d(mask.float(), cell, cell, ceil_mode=True) > 0  # (N, 1, ceil, ceil)
     if size is None:
         return pooled

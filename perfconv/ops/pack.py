@@ -18,7 +18,8 @@ def pack_weight(weight: Tensor, *, groups: int = 1) -> Tensor:
         groups: of the convolution.
 
     Returns:
-        A flat tensor whose length and dtype are those of the kernels in use.
+        A flat tensor whose length and dtype are those of the kernels in use; an empty one on CUDA,
+        whose kernels read channels_last weights as they are.
 
     Raises:
         TypeError: ``weight`` is not a floating-point tensor, or ``groups`` is not an int.
@@ -36,6 +37,8 @@ def pack_weight(weight: Tensor, *, groups: int = 1) -> Tensor:
 
 @torch.library.register_fake("perfconv::pack_weight")
 def _pack_weight_fake(weight: Tensor, groups: int) -> Tensor:
+    if weight.device.type == "cuda":
+        return weight.new_empty((0,))
     length = torch.library.get_ctx().new_dynamic_size()
     return weight.new_empty((length,), dtype=compute_dtype(weight.dtype))
 

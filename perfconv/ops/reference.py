@@ -3,6 +3,8 @@
 Everything is computed densely in float64 from the definition; tests compare the operators with it.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -89,6 +91,58 @@ def perforated_conv2d(
         assert base is not None
         return torch.where(mask, values, activate(base, activation) if activate_base else base)
     return torch.where(mask, values, 0)
+
+
+def gate_mask(
+    input: Tensor, weight: Tensor, bias: Tensor | None, *, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor]:
+    """The two logits (N, 2, H, W) of a 1x1 gate and P(compute) (N, 1, H, W).
+
+    A pixel is active where the second logit is the larger one.
+    """
+    logits = torch.einsum("jc,nchw->njhw", weight.to(dtype).flatten(1), input.to(dtype))
+    if bias is not None:
+        logits = logits + bias.to(dtype)[:, None, None]
+    return logits, logits.softmax(1)[:, 1:]
+
+
+def multi_dilation_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    choice: Tensor,
+    bias: Tensor | None = None,
+    *,
+    dilations: Sequence[int],
+    activation: str | None = None,
+    fill: str = "zero",
+    base: Tensor | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """Every branch computed densely, and for each pixel the branch that it chose.
+
+    Arguments as in ``perfconv.multi_dilation_conv2d``; choices out of range count as inactive.
+    """
+    input, weight = input.to(dtype), weight.to(dtype)
+    bias, base = (value if value is None else value.to(dtype) for value in (bias, base))
+    shape = (input.size(0), weight.size(-4), *input.shape[2:])
+    values = input.new_zeros(shape)
+    for branch, dilation in enumerate(dilations):
+        if dilation == 0:
+            result = input
+        else:
+            result = F.conv2d(
+                input,
+                weight if weight.dim() == 4 else weight[branch],
+                bias if bias is None or bias.dim() == 1 else bias[branch],
+                padding=dilation * (weight.size(-1) // 2),
+                dilation=dilation,
+            )
+            result = activate(result, activation)
+        values = torch.where(choice == branch, result, values)
+    active = (choice >= 0) & (choice < len(dilations))
+    if fill == "nearest":
+        return nearest_fill(values, active)
+    return torch.where(active, values, 0 if base is None else base)
 
 
 def expand_mask(

@@ -23,6 +23,11 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "0.1.0\n"
 
 
+def test_as_a_module() -> None:
+    command = [sys.executable, "-m", "perfconv", "--version"]
+    assert subprocess.run(command, capture_output=True, text=True).stdout == "0.1.0\n"
+
+
 @pytest.mark.parametrize("arguments", [[], ["chekc"]], ids=["nothing", "unknown"])
 def test_unknown_command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:

@@ -70,6 +70,14 @@ def test_a_new_mask_replaces_what_was_made_of_the_old_one() -> None:
     assert not state.get(1, 4, 4).any()
 
 
+def test_active_pixels() -> None:
+    state, mask = perfconv.MaskState(), torch.eye(4, dtype=torch.bool)[None, None]
+    state.set(perfconv.compact_mask(mask))
+    assert state.get(1, 4, 4) is mask
+    expected = perfconv.downsample_mask(mask, 2)
+    assert torch.equal(perfconv.downsample_mask(perfconv.compact_mask(mask), 2), expected)
+
+
 def test_floored_sizes() -> None:
     """Pooling without padding floors: (13, 18) to (6, 9)."""
     state = MaskState()

@@ -15,6 +15,7 @@ INPUT = torch.randn(2, 8, 9, 11)
 WEIGHT = torch.randn(12, 8, 3, 3)
 MASK = torch.ones(2, 1, 9, 11, dtype=torch.bool)
 OUTPUT = torch.zeros(2, 12, 9, 11)
+GATE = torch.randn(2, 8)
 ACTIVE = perfconv.compact_mask(MASK)
 
 
@@ -143,6 +144,16 @@ OTHERS = {
     "downsample_size": ("downsample_mask", (MASK, 2), {"size": (3, 6)}, ValueError, "ceil or"),
     "density_float": ("density", (MASK.float(),), {}, TypeError, "mask > 0"),
     "density_3d": ("density", (MASK[0],), {}, ValueError, "(N, 1, H, W)"),
+    "gate_list": ("gate_mask", ([1.0], GATE, None), {}, TypeError, "Tensor"),
+    "gate_integer": ("gate_mask", (INPUT.int(), GATE, None), {}, TypeError, "int32"),
+    "gate_3d": ("gate_mask", (INPUT[0], GATE, None), {}, ValueError, "(N, C, H, W)"),
+    "gate_rows": ("gate_mask", (INPUT, GATE[:1], None), {}, ValueError, "(2, C)"),
+    "gate_channels": ("gate_mask", (INPUT, GATE[:, :7], None), {}, ValueError, "C = 8, got (2, 7)"),
+    "gate_taps": ("gate_mask", (INPUT, torch.zeros(2, 8, 3, 3), None), {}, ValueError, "(2, C)"),
+    "gate_dtype": ("gate_mask", (INPUT, GATE.double(), None), {}, TypeError, "float64"),
+    "gate_meta": ("gate_mask", (INPUT, GATE.to("meta"), None), {}, ValueError, "device"),
+    "gate_bias": ("gate_mask", (INPUT, GATE, torch.zeros(3)), {}, ValueError, "(2,)"),
+    "gate_bias_dtype": ("gate_mask", (INPUT, GATE, torch.zeros(2).half()), {}, TypeError, "16"),
     "gather_mask": ("gather_pixels", (INPUT, MASK), {}, TypeError, "compact_mask"),
     "gather_dtype": ("gather_pixels", (INPUT.int(), ACTIVE), {}, TypeError, "int32"),
     "gather_size": ("gather_pixels", (INPUT[:1], ACTIVE), {}, ValueError, "(99,)"),

@@ -113,3 +113,16 @@ def test_masks_in_other_memory(algorithm: str) -> None:
         assert torch.equal(perfconv.perforated_conv2d(*arguments, view, **options), expected)
     first = perfconv.perforated_conv2d(*arguments, mask[:1].expand(2, 1, 9, 11), **options)
     assert torch.equal(first, perfconv.perforated_conv2d(*arguments, mask[:1], **options))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_silu_of_huge_values(algorithm: str, dtype: torch.dtype) -> None:
+    """Nothing is left of a large negative number, however large."""
+    bias = torch.tensor([-1e4, -1e30, -3e38, 3e38], dtype=dtype)
+    mask = torch.ones(1, 1, 3, 3, dtype=torch.bool)
+    out = perfconv.perforated_conv2d(
+        torch.zeros(1, 16, 3, 3, dtype=dtype), torch.zeros(4, 16, 1, 1, dtype=dtype), mask, bias,
+        activation="silu", algorithm=algorithm,
+    )  # fmt: skip
+    assert torch.equal(out[0, :, 1, 1], torch.stack([0 * bias[0]] * 3 + [bias[3]]))

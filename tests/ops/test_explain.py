@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import ALGORITHMS, DTYPES, Problem
+from helpers import ALGORITHMS, DTYPES, Problem, random_mask
 
 import perfconv
 
@@ -62,3 +62,30 @@ def test_shared_masks_and_unbatched_images() -> None:
     assert perfconv.explain(tensors["input"], tensors["weight"], active, padding=1) == verdicts(
         alone
     )
+
+
+def test_under_autocast() -> None:
+    """What would run is the kernel of the dtype that autocast takes."""
+    input, weight = torch.randn(1, 64, 12, 12), torch.randn(64, 64, 3, 3)
+    mask = random_mask(1, 1, 12, 12)
+    with torch.autocast("cpu", torch.float16):
+        found = perfconv.explain(input, weight, mask, padding=1)
+        mixed = perfconv.explain(input.half(), weight, mask, padding=1)
+    assert found == mixed == perfconv.explain(input.half(), weight.half(), mask, padding=1)
+    assert found != perfconv.explain(input, weight, mask, padding=1)
+
+
+def test_every_option_of_the_convolution() -> None:
+    """As perforated_conv2d takes and refuses them; they do not change the choice."""
+    problem = Problem(
+        in_channels=64, out_channels=64, fill="passthrough", has_residual=True, activation="relu"
+    )
+    tensors = problem.tensors(torch.float32)
+    operands = {name: value for name, value in tensors.items() if name != "grad_output"}
+    assert perfconv.explain(**operands, **problem.options) == verdicts(problem)
+    alone = {name: value[0] for name, value in operands.items() if name not in ("weight", "bias")}
+    shared = {name: operands[name] for name in ("weight", "bias")}
+    assert perfconv.explain(**alone, **shared, **problem.options)[0][1]
+    with pytest.raises(ValueError, match="needs base"):
+        perfconv.explain(*(operands[n] for n in ("input", "weight", "mask")), padding=1,
+                         fill="passthrough")  # fmt: skip

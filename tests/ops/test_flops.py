@@ -47,6 +47,11 @@ def test_forward_and_backward(problem: Problem) -> None:
     assert counted(lambda: compute().backward(tensors["grad_output"])) == 3 * forward
 
 
+def test_gate() -> None:
+    input = torch.randn(2, 8, 9, 11)
+    assert counted(lambda: perfconv.gate_mask(input, torch.randn(2, 8), None)) == 4 * input.numel()
+
+
 def test_network() -> None:
     """A perforated layer between two others, per module, at the real density of its mask."""
     network = nn.Sequential(

@@ -6,6 +6,7 @@ from helpers import ALGORITHMS, OPERANDS, Problem
 from torch import Tensor
 
 import perfconv
+from perfconv.ops import reference
 
 SMALL = {"in_channels": 2, "out_channels": 3, "size": (4, 5), "density": 0.5}
 FILLS = ("zero", "nearest", "passthrough")
@@ -66,3 +67,16 @@ def test_only_what_is_asked_for() -> None:
         alone = tensors[name].clone().requires_grad_()
         output = perfconv.perforated_conv2d(**tensors | {name: alone}, **problem.options)
         assert torch.equal(torch.autograd.grad(output, alone, grad_output)[0], together[name])
+
+
+@pytest.mark.parametrize("activation", ["relu", "relu6", "silu", "hardswish"])
+def test_a_nan_shows_in_the_gradient_as_in_torch(activation: str) -> None:
+    bias = torch.tensor([float("nan"), 1.0])
+    mask = torch.ones(1, 1, 4, 4, dtype=torch.bool)
+    weight = torch.ones(2, 3, 1, 1)
+    slopes = []
+    for convolution in (perfconv.perforated_conv2d, reference.perforated_conv2d):
+        input = torch.ones(1, 3, 4, 4, requires_grad=True)
+        convolution(input, weight, mask, bias, activation=activation).sum().backward()
+        slopes.append(input.grad)
+    torch.testing.assert_close(*slopes, equal_nan=True)

@@ -57,6 +57,16 @@ def wgrad(requires_grad: bool, layout: str) -> tuple[tuple, dict]:
     return (grad, input, problem()["mask"], None, None, [3, 3], *GEOMETRY, 1), {}
 
 
+def backward(wants_bias: bool) -> Make:
+    def make(requires_grad: bool, layout: str) -> tuple[tuple, dict]:
+        grad = operand("grad_output", requires_grad, layout)
+        operands = (operand(name, requires_grad, layout) for name in ("input", "weight"))
+        listed = problem()["mask"], problem()["active_idx"], problem()["count"]
+        return (grad, *operands, *listed, *GEOMETRY, 1, wants_bias), {}
+
+    return make
+
+
 def gather(requires_grad: bool, layout: str) -> tuple[tuple, dict]:
     return (operand("input", requires_grad, layout), *listed()), {}
 
@@ -74,6 +84,43 @@ def on_image(requires_grad: bool, layout: str) -> tuple[tuple, dict]:
     return (operand("base", requires_grad, layout), problem()["mask"]), {}
 
 
+def gate(wants_soft: bool) -> Make:
+    def make(requires_grad: bool, layout: str) -> tuple[tuple, dict]:
+        input = operand("input", requires_grad, layout)
+        weight = torch.randn(2, input.size(1), 1, 1).requires_grad_(requires_grad)
+        return (input, weight, torch.zeros(2).requires_grad_(requires_grad), wants_soft), {}
+
+    return make
+
+
+def multi_dilation(is_tied: bool, **options) -> Make:
+    def make(requires_grad: bool, layout: str) -> tuple[tuple, dict]:
+        shape = (12, 12, 3, 3) if is_tied else (3, 12, 12, 3, 3)
+        weight = torch.randn(shape).requires_grad_(requires_grad)
+        bias = torch.randn(shape[:-3]).requires_grad_(requires_grad)
+        image = operand("base", requires_grad, layout)  # 12 channels
+        base = operand("residual", requires_grad) if options["fill"] == "passthrough" else None
+        return (image, weight, choice(), bias, base, [0, 1, 3]), options
+
+    return make
+
+
+def choice() -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(-1, 3, (2, 1, 9, 11), generator=generator, dtype=torch.int32)
+
+
+def multi_dilation_dgrad(requires_grad: bool, layout: str) -> tuple[tuple, dict]:
+    weight = torch.randn(12, 12, 3, 3).requires_grad_(requires_grad)
+    grad = operand("grad_output", requires_grad, layout)
+    return (grad, weight, choice(), [0, 1, 3], layout == "channels_last"), {}
+
+
+def multi_dilation_wgrad(requires_grad: bool, layout: str) -> tuple[tuple, dict]:
+    grad, input = (operand(name, requires_grad, layout) for name in ("grad_output", "base"))
+    return (grad, input, choice(), 3, [0, 1, 3], False), {}
+
+
 CASES: dict[str, tuple[str, Make]] = {
     "conv": ("perforated_conv2d", conv()),
     "conv_passthrough_relu": (
@@ -86,8 +133,22 @@ CASES: dict[str, tuple[str, Make]] = {
     "conv_direct": ("perforated_conv2d", conv(algorithm="direct")),
     "dgrad": ("perforated_conv2d_dgrad", dgrad),
     "wgrad": ("perforated_conv2d_wgrad", wgrad),
+    "gate_mask": ("gate_mask", gate(False)),
+    "gate_mask_soft": ("gate_mask", gate(True)),
+    "backward": ("perforated_conv2d_backward", backward(True)),
+    "backward_without_bias": ("perforated_conv2d_backward", backward(False)),
     "gather_pixels": ("gather_pixels", gather),
     "scatter_pixels": ("scatter_pixels", scatter),
+    "multi_dilation_tied": (
+        "multi_dilation_conv2d",
+        multi_dilation(True, fill="passthrough", activation="silu"),
+    ),
+    "multi_dilation_untied": (
+        "multi_dilation_conv2d",
+        multi_dilation(False, fill="nearest", activation="relu"),
+    ),
+    "multi_dilation_dgrad": ("multi_dilation_dgrad", multi_dilation_dgrad),
+    "multi_dilation_wgrad": ("multi_dilation_wgrad", multi_dilation_wgrad),
     "active_sum": ("active_sum", on_image),
     "nearest_fill": ("nearest_fill", on_image),
     "nearest_fill_grad": ("nearest_fill_grad", on_image),

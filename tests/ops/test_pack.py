@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import DTYPES, Problem
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import perfconv
 
@@ -52,6 +53,32 @@ def test_pack_gives_the_same_bits(dtype: torch.dtype, groups: int) -> None:
         assert torch.equal(
             perfconv.perforated_conv2d(**tensors, **options, packed_weight=pack), expected
         )
+
+
+@pytest.mark.parametrize("kernel", [(3, 3), (1, 1), (2, 5)], ids=str)
+@pytest.mark.parametrize(
+    ("outputs", "channels", "groups"),
+    [(64, 256, 1), (48, 16, 2), (33, 18, 1), (21, 7, 3), (8, 1, 8), (1, 5, 1), (70, 130, 1)],
+)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_channels_last_weight_gives_the_same_bits(
+    dtype: torch.dtype, outputs: int, channels: int, groups: int, kernel: tuple[int, int]
+) -> None:
+    """It is packed as it lies, by loops of its own: forward, and the panels of dgrad."""
+    weight = torch.randn(outputs, channels, *kernel).to(dtype)
+    last = weight.contiguous(memory_format=torch.channels_last)
+    cut = torch.randn(outputs + 1, channels + 1, *kernel).to(dtype)[1:, 1:]  # neither layout
+    cut.copy_(weight)
+    expected = perfconv.pack_weight(weight, groups=groups)
+    mask = torch.rand(1, 1, 9, 9) < 0.5
+    grad = torch.randn(1, outputs, 9, 9).to(dtype)
+    size = [8 + kernel[0], 8 + kernel[1]]
+    options = (size, True, [1, 1], [0, 0, 0, 0], [1, 1], groups, "implicit_gemm")
+    dgrad = torch.ops.perfconv.perforated_conv2d_dgrad
+    for other in (last, cut):
+        assert torch.equal(perfconv.pack_weight(other, groups=groups), expected)
+        found = dgrad(grad, other, mask, None, None, *options)
+        assert torch.equal(found, dgrad(grad, weight, mask, None, None, *options))
 
 
 @pytest.mark.parametrize(
@@ -135,6 +162,20 @@ def test_after_a_change_of_the_weight(name: str, layer, batch) -> None:
     assert_as_unpacked(layer, batch)
 
 
+def test_after_an_edit_of_one_filter() -> None:
+    """A comparison of samples does not see it."""
+    torch.manual_seed(0)
+    layer = perfconv.prepack(perfconv.PerforatedConv2d(256, 256, 1).eval())
+    input, mask = torch.randn(1, 256, 6, 6), torch.rand(1, 1, 6, 6) < 0.5
+    before = layer(input, mask)
+    with torch.no_grad():
+        layer.weight[5] += 1.0
+    after = layer(input, mask)
+    assert not torch.equal(after, before)
+    weight = layer.weight.clone()
+    assert torch.equal(after, perfconv.perforated_conv2d(input, weight, mask, layer.bias))
+
+
 def test_a_freed_and_reused_address(batch: tuple[Tensor, Tensor]) -> None:
     """A pack belongs to values, not to a pointer: another weight may lie at the same address."""
     input, mask = batch
@@ -209,3 +250,15 @@ def test_prepack_of_a_network(batch) -> None:
     assert perfconv.prepack(network) is network
     assert not network[0].weight.requires_grad
     assert network[2].weight.requires_grad
+
+
+@pytest.mark.parametrize("name", ["prune", "parametrize"])
+def test_prepack_of_a_computed_weight(name: str, layer) -> None:
+    if name == "prune":
+        prune.l1_unstructured(layer, "weight", amount=0.5)
+    else:
+        nn.utils.parametrizations.weight_norm(layer)
+    network = nn.Sequential(perfconv.PerforatedConv2d(16, 16, 1), layer).eval()
+    with pytest.raises(ValueError, match=r"prepack: .* must be a parameter .*'1'\. Make"):
+        perfconv.prepack(network)
+    assert network[0].weight.requires_grad  # nothing was changed

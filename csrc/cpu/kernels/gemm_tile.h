@@ -41,7 +41,8 @@ template <class V, int kRows, int kVecs, class Left>
 template <class V, int kRows, int kVecs, int kTileRows>
 [[gnu::always_inline]] inline void add_taps(TileSums<V, kRows, kVecs>& sums,
                                             const typename V::Element* const* rows, int64_t taps,
-                                            int64_t depth, const typename V::Element* panel) {
+                                            int64_t depth, const typename V::Element* panel,
+                                            NextLines next) {
   using Element = typename V::Element;
   constexpr int kPanelStep = kVecs * V::kLanes * V::kDepthStep;
   for (int64_t t = 0; t < taps; ++t) {
@@ -51,20 +52,24 @@ template <class V, int kRows, int kVecs, int kTileRows>
     for (int64_t k = 0; k < depth; k += V::kDepthStep) {
       step<V, kRows, kVecs>(sums, panel, [&](int m) { return pixel[m] + k; });
       panel += kPanelStep;
+      if (next.begin < next.end) {
+        __builtin_prefetch(next.begin, 0, 2);  // into the second level
+        next.begin += kCacheLine;
+      }
     }
   }
 }
 
 template <class V, int kRows, int kVecs, int kTileRows>
 void multiply_rows(const typename V::Element* const* rows, int64_t taps, int64_t depth,
-                   const typename V::Element* panel, typename V::Sum* tile) {
+                   const typename V::Element* panel, NextLines next, typename V::Sum* tile) {
   TileSums<V, kRows, kVecs> sums;
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 4
     for (int j = 0; j < kVecs; ++j) sums.value[m][j] = V::zero();
   }
-  add_taps<V, kRows, kVecs, kTileRows>(sums, rows, taps, depth, panel);
+  add_taps<V, kRows, kVecs, kTileRows>(sums, rows, taps, depth, panel, next);
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 4
@@ -151,9 +156,9 @@ GemmKernel<typename V::Element, typename V::Sum> make_gemm_kernel() {
   static_assert(kTileRows <= kMaxTileRows && kVecs * V::kLanes <= kMaxTileCols,
                 "stack buffers of the callers are sized by kMaxTileRows and kMaxTileCols");
   kernel.multiply = [](const Element* const* rows, int64_t count, int64_t taps, int64_t depth,
-                       const Element* panel, Sum* tile) {
+                       const Element* panel, NextLines next, Sum* tile) {
     visit_rows<kTileRows>(count, [&](auto m) {
-      multiply_rows<V, decltype(m)::value, kVecs, kTileRows>(rows, taps, depth, panel, tile);
+      multiply_rows<V, decltype(m)::value, kVecs, kTileRows>(rows, taps, depth, panel, next, tile);
     });
   };
   kernel.accumulate = [](const Element* const* rows, int64_t first, int64_t count, int64_t depth,

@@ -14,6 +14,15 @@ namespace perfconv::cpu {
 inline constexpr int64_t kMaxTileRows = 14;
 inline constexpr int64_t kMaxTileCols = 32;
 
+inline constexpr int64_t kCacheLine = 64;
+
+// Memory that the next tile will read, fetched while this one is computed: one cache line a depth
+// step, since a burst would stall (KERNELS.md K-015).
+struct NextLines {
+  const char* begin = nullptr;
+  const char* end = nullptr;
+};
+
 // A register tile of tile_rows x tile_cols sums. A panel holds tile_cols columns of the right
 // operand, [depth][tile_cols], or [depth / 2][tile_cols][2] when depth_step is 2 (dot-product
 // instructions take two neighbouring depths at once); unused columns are zero.
@@ -27,7 +36,7 @@ struct GemmKernel {
   //   rows[t * tile_rows + m][k] * panel[t * depth + k][n] for m < count. depth must be a multiple
   //   of depth_step.
   void (*multiply)(const A* const* rows, int64_t count, int64_t taps, int64_t depth, const A* panel,
-                   Acc* tile) = nullptr;
+                   NextLines next, Acc* tile) = nullptr;
 
   // out[m][out_first + n] += sum over k < depth of rows[m][first + k] * panel[k][n], n < tile_cols,
   // for m < count.
@@ -71,6 +80,9 @@ struct RowKernel {
   void (*pair_channels)(const T* from, int64_t channels, int64_t taps, T* to) = nullptr;
   // out[c] += a[c] * b[c].
   void (*product_add)(const T* a, const T* b, Acc* out, int64_t channels) = nullptr;
+  // out[0], out[1] = sum of in[c] * first[c], in[c] * second[c].
+  void (*dot_pair)(const T* in, const Acc* first, const Acc* second, Acc* out,
+                   int64_t channels) = nullptr;
 };
 
 // to_rows[k][n] = from_rows[n][k] for n < rows, k < columns.

@@ -9,9 +9,10 @@ namespace perfconv::cpu {
 namespace {
 
 // e^x in float for the epilogue: 2^n times a degree-6 polynomial of the remainder; at most 2 ulp
-// from the correctly rounded value in [-87, 88], clamped outside. Branch-free so that it
-// vectorises.
+// from the correctly rounded value in [-87, 88]; infinity above, clamped below. Branch-free so that
+// it vectorises.
 inline float exponential(float x) {
+  const bool is_huge = x > 88.3f;
   x = x < -87.3f ? -87.3f : x;
   x = x > 88.3f ? 88.3f : x;
   const float rounder = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
@@ -24,7 +25,8 @@ inline float exponential(float x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  return p * std::bit_cast<float>((static_cast<int32_t>(n) + 127) << 23);
+  const float power = p * std::bit_cast<float>((static_cast<int32_t>(n) + 127) << 23);
+  return is_huge ? __builtin_inff() : power;
 }
 
 inline double exponential(double x) { return __builtin_exp(x); }
@@ -165,6 +167,33 @@ void product_add_row(const T* a, const T* b, Acc* out, int64_t channels) {
   for (int64_t c = 0; c < channels; ++c) out[c] += Acc(to_float(a[c])) * Acc(to_float(b[c]));
 }
 
+template <class T, class Acc>
+void dot_pair_row(const T* in, const Acc* first, const Acc* second, Acc* out, int64_t channels) {
+  constexpr int64_t kLanes = 32;  // sums kept apart, so that the loop vectorises
+  Acc sums[2][kLanes] = {};
+  int64_t c = 0;
+  for (; c + kLanes <= channels; c += kLanes) {
+    for (int64_t i = 0; i < kLanes; ++i) {
+      const Acc value = Acc(to_float(in[c + i]));
+      sums[0][i] += value * first[c + i];
+      sums[1][i] += value * second[c + i];
+    }
+  }
+  for (int64_t i = 0; c < channels; ++c, ++i) {
+    const Acc value = Acc(to_float(in[c]));
+    sums[0][i] += value * first[c];
+    sums[1][i] += value * second[c];
+  }
+  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
+    for (int64_t i = 0; i < half; ++i) {
+      sums[0][i] += sums[0][i + half];
+      sums[1][i] += sums[1][i + half];
+    }
+  }
+  out[0] = sums[0][0];
+  out[1] = sums[1][0];
+}
+
 template <class T>
 RowKernel<T, AccumulateType<T>> make_row_kernel() {
   using Acc = AccumulateType<T>;
@@ -179,6 +208,7 @@ RowKernel<T, AccumulateType<T>> make_row_kernel() {
       .interleave = &interleave_rows<T>,
       .pair_channels = &pair_channels<T>,
       .product_add = &product_add_row<T, Acc>,
+      .dot_pair = &dot_pair_row<T, Acc>,
   };
 }
 

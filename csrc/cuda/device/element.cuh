@@ -58,4 +58,17 @@ cudaError_t visit_storage(StorageType storage, Function function) {
   return cudaErrorInvalidValue;
 }
 
+// The same for kernels without float64, which the planner refuses for them.
+template <class Function>
+cudaError_t visit_single(StorageType storage, Function function) {
+  return visit_storage(storage, [&](auto tag) {
+    using T = typename decltype(tag)::Type;
+    if constexpr (std::is_same_v<T, double>) {
+      return cudaErrorInvalidValue;
+    } else {
+      return function(tag);
+    }
+  });
+}
+
 }  // namespace perfconv::cuda

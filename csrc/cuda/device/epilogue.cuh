@@ -1,6 +1,8 @@
-// What happens to finished sums: bias, residual and activation at active pixels, the fill
-// elsewhere.
+// What happens to finished sums: bias, residual, activation, one rounding; and how they are stored,
+// in runs of neighbouring channels of 16 bytes where rows and pointers allow it.
 #pragma once
+
+#include <cstdint>
 
 #include "cuda/device/element.cuh"
 #include "cuda/kernels/launch.h"
@@ -38,27 +40,64 @@ __device__ __forceinline__ T finish(SumType<T> sum, const Epilogue& epilogue, in
   return from_sum<T>(activate(sum, epilogue.activation));
 }
 
-__device__ __forceinline__ bool is_active(const MaskArgs& mask, int64_t position) {
-  const int64_t flat = mask.is_shared ? position % (mask.height * mask.width) : position;
-  return mask.mask[flat] != 0;
+// ---- runs of neighbouring channels
+// --------------------------------------------------------------
+
+template <class T>
+constexpr int kRunSize = 16 / static_cast<int>(sizeof(T));  // of a vectorised access
+
+template <class T, int kSize>
+struct alignas(kSize * sizeof(T)) Run {
+  T values[kSize];
+};
+
+template <class T, int kSize>
+__device__ __forceinline__ Run<T, kSize> load_run(const void* image, int64_t offset) {
+  return *reinterpret_cast<const Run<T, kSize>*>(static_cast<const T*>(image) + offset);
 }
 
-// Writes the inactive pixels of the output (zero or base), element by element: called by every
-// thread of the grid with its number among them. Disjoint from what active pixels write.
+template <class T, int kSize>
+__device__ __forceinline__ void store_run(void* image, int64_t offset, const Run<T, kSize>& run) {
+  *reinterpret_cast<Run<T, kSize>*>(static_cast<T*>(image) + offset) = run;
+}
+
+// Whether the output, and what is read beside it, can be accessed in 16-byte runs (host side).
 template <class T>
-__device__ __forceinline__ void fill_inactive(const ForwardArgs& args, int64_t thread,
-                                              int64_t threads) {
-  if (args.epilogue.fill == Fill::kNearest) return;
-  const T* base = static_cast<const T*>(args.epilogue.base);
-  T* output = static_cast<T*>(args.output);
-  const int64_t channels = args.geometry.out_channels;
-  const int64_t elements = args.mask.pixels() * channels;
-  for (int64_t i = thread; i < elements; i += threads) {
-    if (is_active(args.mask, i / channels)) continue;
-    const SumType<T> value = base != nullptr ? to_sum(base[i]) : SumType<T>(0);
-    output[i] = base != nullptr ? from_sum<T>(activate(value, args.epilogue.base_activation))
-                                : from_sum<T>(SumType<T>(0));
+bool is_vector_image(int64_t channels, const Epilogue& epilogue, const void* output) {
+  const auto is_aligned = [](const void* pointer) {
+    return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
+  };
+  return channels % kRunSize<T> == 0 && is_aligned(output) && is_aligned(epilogue.bias) &&
+         is_aligned(epilogue.residual) && is_aligned(epilogue.base);
+}
+
+// Finishes and stores kRunSize sums of one active pixel, those below `end`: of channels `channel`
+// and following, `offset` and following in the output.
+template <class T>
+__device__ __forceinline__ void store_sums(const Epilogue& epilogue, const float* sums,
+                                           bool is_vectorised, int64_t channel, int64_t end,
+                                           int64_t offset, void* output) {
+  constexpr int kSize = kRunSize<T>;
+  if (!is_vectorised) {
+    for (int i = 0; i < kSize && channel + i < end; ++i) {
+      static_cast<T*>(output)[offset + i] = finish<T>(sums[i], epilogue, channel + i, offset + i);
+    }
+    return;
   }
+  if (channel >= end) return;
+  Run<T, kSize> bias{};
+  Run<T, kSize> residual{};
+  if (epilogue.bias != nullptr) bias = load_run<T, kSize>(epilogue.bias, channel);
+  if (epilogue.residual != nullptr) residual = load_run<T, kSize>(epilogue.residual, offset);
+  Run<T, kSize> result;
+#pragma unroll
+  for (int i = 0; i < kSize; ++i) {
+    float sum = sums[i];
+    if (epilogue.bias != nullptr) sum += to_sum(bias.values[i]);
+    if (epilogue.residual != nullptr) sum += to_sum(residual.values[i]);
+    result.values[i] = from_sum<T>(activate(sum, epilogue.activation));
+  }
+  store_run(output, offset, result);
 }
 
 }  // namespace perfconv::cuda

@@ -5,6 +5,7 @@
 // threads take neighbouring channels. No shared memory. Any shape, group count and dtype: the
 // readable reference on the device, and the only float64 path.
 #include "cuda/device/epilogue.cuh"
+#include "cuda/device/fill.cuh"
 #include "cuda/device/grid.cuh"
 #include "cuda/device/receptive_field.cuh"
 #include "cuda/kernels/launch.h"
@@ -14,6 +15,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kBlocksPerMultiprocessor = 8;
+constexpr int kLeastBlocks = 4;  // resident: 64 registers a thread, no spills
 
 template <class T>
 __device__ SumType<T> convolve(const ForwardArgs& args, int64_t position, int64_t channel) {
@@ -39,7 +41,7 @@ __device__ SumType<T> convolve(const ForwardArgs& args, int64_t position, int64_
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kLeastBlocks)
     forward_direct_kernel(const __grid_constant__ ForwardArgs args) {
   const int64_t thread = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   const int64_t threads = int64_t{gridDim.x} * kThreads;
@@ -53,7 +55,7 @@ __global__ void __launch_bounds__(kThreads)
     output[offset] =
         finish<T>(convolve<T>(args, position, channel), args.epilogue, channel, offset);
   }
-  fill_inactive<T>(args, thread, threads);
+  fill_inactive<T>(args.mask, args.epilogue, channels, false, args.output);
 }
 
 }  // namespace

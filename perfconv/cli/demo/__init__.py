@@ -121,7 +121,7 @@ def _demo(args: argparse.Namespace) -> int:
     _check_folder(args.output)
     model = load_model(args.fill)
     height, width = photo.size
-    print(f"photo: {photo.name}, {width} x {height} pixels", *photo.notes)
+    print(f"photo: {photo.name}, {width} x {height} pixels.", *photo.notes)
     print(f"threads: {torch.get_num_threads()}; kernels for {perfconv.build_info()['cpu_isa']}")
     difference = all_true_difference(model, photo.pixels)
     is_equal = difference <= EQUAL
@@ -189,8 +189,9 @@ def _next_steps(args: argparse.Namespace) -> list[str]:
     name = f" {shlex.quote(str(args.image))}" if args.image else ""
     return [
         "perfconv demo PHOTO.jpg                     # a photo of yours",
-        f"perfconv demo{name} --fill {other_fill}".ljust(44) + "# another value at inactive pixels",
-        f"perfconv demo{name} --threads 1".ljust(44) + "# how it scales with threads",
+        f"perfconv demo{name} --fill {other_fill}".ljust(43)
+        + " # another value at inactive pixels",
+        f"perfconv demo{name} --threads 1".ljust(43) + " # how it scales with threads",
         "perfconv check                              # which kernels run here, and a self-test",
     ]
 

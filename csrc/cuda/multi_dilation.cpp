@@ -1,0 +1,185 @@
+// Multi-dilation convolution on CUDA and its gradients: checks, layout, fills.
+#include "core/multi_dilation_arguments.h"
+#include "core/registration.h"
+#include "cuda/device_call.h"
+#include "cuda/images.h"
+#include "cuda/nearest.h"
+#include "cuda/planner_grad.h"
+
+namespace perfconv::cuda {
+namespace {
+
+// A weight as rows of channels: the branches of an untied one are output channels of one weight.
+Tensor weight_rows(const Tensor& weight, const MultiDilation& problem) {
+  if (problem.is_tied) return to_rows(weight);
+  const ConvGeometry& g = problem.geometry;
+  return to_rows(torch::stable::reshape(weight, {problem.branches() * g.out_channels, g.in_channels,
+                                                 g.kernel_height, g.kernel_width}));
+}
+
+MultiDilationArgs branch_args(const char* op, DeviceCall& call, const MultiDilation& problem,
+                              const Tensor& choice, ScalarType dtype, bool allow_tf32) {
+  if (problem.branches() > kMostBranches) {
+    fail(op, "there must be at most ", kMostBranches, " dilations on CUDA, got ",
+         problem.branches(), ". Split the call.");
+  }
+  const ConvGeometry& g = problem.geometry;
+  MultiDilationArgs args;
+  args.geometry = g;
+  args.storage = storage_type(dtype);
+  args.allow_tf32 = allow_tf32;
+  args.choice = call.read<int32_t>(choice);
+  args.branches = static_cast<int>(problem.branches());
+  for (int k = 0; k < args.branches; ++k) {
+    args.dilations[k] = static_cast<int32_t>(problem.dilations[static_cast<size_t>(k)]);
+  }
+  args.weight_pitch = problem.is_tied ? 0 : g.out_channels * g.in_channels * g.taps();
+  return args;
+}
+
+bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+
+// Whether tiles take the problem: the rules of the perforated convolution's weight gradient, which
+// are also those of its forward pass and more.
+bool takes_tiles(const MultiDilationArgs& args, const void* left, const void* right) {
+  const DeviceTraits device{.storage = args.storage,
+                            .allow_tf32 = args.allow_tf32,
+                            .is_aligned = is_aligned(left) && is_aligned(right)};
+  const auto accepts = [&](GradKernel kernel) {
+    return refusal(kernel, Gradient::kInput, args.geometry, device).empty();
+  };
+  return accepts(GradKernel::kTensorCore) || accepts(GradKernel::kSimt);
+}
+
+SortedBranches sort_branches(DeviceCall& call, const MultiDilationArgs& args) {
+  const int64_t pixels = args.geometry.out_pixels();
+  const int bits = branch_key_bits(args.branches);
+  const auto words = [&](int64_t count) {
+    return call.scratch(count * static_cast<int64_t>(sizeof(int32_t)));
+  };
+  auto* keys = static_cast<uint32_t*>(words(pixels));
+  auto* sorted = static_cast<int32_t*>(words(pixels));
+  auto* starts = static_cast<int32_t*>(words((int64_t{1} << bits) + 1));
+  call.check(launch_branch_keys(call.context(), args, keys));
+  const SortArgs sort{.keys = keys, .bits = bits, .capacity = pixels};
+  void* workspace = call.scratch(counting_sort_workspace(pixels, bits));
+  call.check(launch_counting_sort(call.context(), sort, workspace, sorted, starts));
+  return {.sorted = sorted, .starts = starts};
+}
+
+void run_forward(DeviceCall& call, const MultiDilationArgs& args) {
+  if (!takes_tiles(args, args.input, args.weight)) {
+    return call.check(launch_multi_dilation_forward(call.context(), args));
+  }
+  const SortedBranches pixels = sort_branches(call, args);
+  void* workspace = call.scratch(multi_dilation_workspace(call.context(), args));
+  call.check(launch_multi_dilation_implicit(call.context(), args, pixels, workspace));
+}
+
+void run_wgrad(DeviceCall& call, const MultiDilationArgs& args) {
+  if (!takes_tiles(args, args.grad_output, args.input)) {
+    return call.check(launch_multi_dilation_wgrad(call.context(), args));
+  }
+  const SortedBranches pixels = sort_branches(call, args);
+  void* workspace = call.scratch(multi_dilation_wgrad_workspace(args));
+  call.check(launch_multi_dilation_wgrad_implicit(call.context(), args, pixels, workspace));
+}
+
+void fill_unchosen(DeviceCall& call, const MultiDilationArgs& args) {
+  const ConvGeometry& g = args.geometry;
+  auto* mask = static_cast<uint8_t*>(call.scratch(g.out_pixels()));
+  call.check(launch_chosen_mask(call.context(), args.choice, args.branches, g.out_pixels(), mask));
+  const MaskArgs chosen{
+      .mask = mask, .images = g.batch, .height = g.out_height, .width = g.out_width};
+  fill_nearest(call, chosen, args.storage, g.out_channels, args.output);
+}
+
+Tensor multi_dilation_conv2d(const Tensor& input, const Tensor& weight, const Tensor& choice,
+                             const OptionalTensor& bias, const OptionalTensor& base,
+                             const std::vector<int64_t>& dilations, const std::string& fill_name,
+                             const std::string& activation_name, bool allow_tf32) {
+  constexpr const char* kOp = "multi_dilation_conv2d";
+  const Fill fill = parse_fill(kOp, fill_name);
+  const Activation activation = parse_activation(kOp, activation_name);
+  const MultiDilation problem =
+      check_multi_dilation(kOp, input, weight, choice, bias, base, dilations, fill);
+  const ConvGeometry& g = problem.geometry;
+  const Tensor rows = to_rows(input);
+  const Tensor taps = weight_rows(weight, problem);
+  const Tensor chosen = torch::stable::contiguous(choice);
+  const OptionalTensor bias_rows =
+      bias ? OptionalTensor(torch::stable::contiguous(*bias)) : std::nullopt;
+  const OptionalTensor base_rows = to_rows(base);
+  const Tensor output = empty_rows(input, {g.batch, g.out_channels, g.out_height, g.out_width});
+  {
+    DeviceCall call(kOp, input);
+    MultiDilationArgs args =
+        branch_args(kOp, call, problem, chosen, input.scalar_type(), allow_tf32);
+    args.input = call.read(rows);
+    args.weight = call.read(taps);
+    args.bias_pitch = bias && bias->dim() == 2 ? static_cast<int>(g.out_channels) : 0;
+    args.epilogue.bias = call.read(bias_rows);
+    args.epilogue.base = call.read(base_rows);
+    args.epilogue.activation = activation;
+    args.epilogue.fill = fill;
+    args.output = call.write(output);
+    run_forward(call, args);
+    if (fill == Fill::kNearest) fill_unchosen(call, args);
+  }
+  return in_layout(output, is_channels_last(input));
+}
+
+Tensor multi_dilation_dgrad(const Tensor& grad_output, const Tensor& weight, const Tensor& choice,
+                            const std::vector<int64_t>& dilations, bool channels_last,
+                            bool allow_tf32) {
+  constexpr const char* kOp = "multi_dilation_dgrad";
+  if (weight.dim() != 5) check_rank(kOp, "weight", "(C_out, C_in, k, k)", weight, 4);
+  const MultiDilation problem = check_multi_dilation_grad(kOp, grad_output, "weight", weight,
+                                                          choice, size_vector(weight), dilations);
+  const ConvGeometry& g = problem.geometry;
+  const Tensor rows = to_rows(grad_output);
+  const Tensor taps = weight_rows(weight, problem);
+  const Tensor chosen = torch::stable::contiguous(choice);
+  const Tensor result = empty_rows(grad_output, {g.batch, g.in_channels, g.in_height, g.in_width});
+  {
+    DeviceCall call(kOp, grad_output);
+    MultiDilationArgs args =
+        branch_args(kOp, call, problem, chosen, grad_output.scalar_type(), allow_tf32);
+    args.grad_output = call.read(rows);
+    args.weight = call.read(taps);
+    args.output = call.write(result);
+    call.check(launch_multi_dilation_dgrad(call.context(), args));
+  }
+  return in_layout(result, channels_last);
+}
+
+Tensor multi_dilation_wgrad(const Tensor& grad_output, const Tensor& input, const Tensor& choice,
+                            int64_t kernel_size, const std::vector<int64_t>& dilations,
+                            bool is_tied, bool allow_tf32) {
+  constexpr const char* kOp = "multi_dilation_wgrad";
+  const MultiDilation problem =
+      check_multi_dilation_wgrad(kOp, grad_output, input, choice, kernel_size, dilations, is_tied);
+  const Tensor grad_rows = to_rows(grad_output);
+  const Tensor rows = to_rows(input);
+  const Tensor chosen = torch::stable::contiguous(choice);
+  const Tensor result = torch::stable::new_empty(input, problem.weight_shape());
+  {
+    DeviceCall call(kOp, grad_output);
+    MultiDilationArgs args =
+        branch_args(kOp, call, problem, chosen, input.scalar_type(), allow_tf32);
+    args.grad_output = call.read(grad_rows);
+    args.input = call.read(rows);
+    args.output = call.write(result);
+    run_wgrad(call, args);
+  }
+  return result;
+}
+
+}  // namespace
+}  // namespace perfconv::cuda
+
+PERFCONV_CUDA_IMPL(m) {
+  m.impl("multi_dilation_conv2d", TORCH_BOX(&perfconv::cuda::multi_dilation_conv2d));
+  m.impl("multi_dilation_dgrad", TORCH_BOX(&perfconv::cuda::multi_dilation_dgrad));
+  m.impl("multi_dilation_wgrad", TORCH_BOX(&perfconv::cuda::multi_dilation_wgrad));
+}

@@ -1,0 +1,278 @@
+"""convert and unconvert: gates for the residual blocks of a network that somebody already has."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar, cast
+
+import torch
+from torch import nn
+
+from perfconv.nn import (
+    GatedBasicBlock,
+    GatedBlock,
+    GatedBottleneck,
+    GatedConv2d,
+    PerforatedConv2d,
+    force_gates,
+)
+from perfconv.nn.block_structure import why_not
+from perfconv.nn.gate import BinaryGate
+
+Model = TypeVar("Model", bound=nn.Module)
+
+# What a block takes over from the one it replaces.
+HOOKS = (
+    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
+    "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_hooks",
+    "_backward_pre_hooks", "_is_full_backward_hook",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What ``convert`` did; the attribute ``conversion_report`` of the model it returns."""
+
+    converted: dict[str, str]  # name of each gated block: its kind
+    left: dict[str, str]  # name of each block that stayed as it was: why
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.converted)} blocks converted, {len(self.left)} left as they were"]
+        lines += [f"  {name}: {kind}" for name, kind in self.converted.items()]
+        lines += [f"  {name}: left, {reason}" for name, reason in self.left.items()]
+        return "\n".join(lines)
+
+
+def convert(
+    model: Model,
+    *,
+    filter: Callable[[str, nn.Conv2d], bool] | None = None,
+    gate: Callable[[nn.Module], BinaryGate] | None = None,
+    perforate_f3: bool = True,
+    execution: str = "auto",
+    gate_grad: str = "dense",
+    batch_norm: str = "frozen",
+) -> Model:
+    """A copy of ``model`` whose residual blocks have gates, all of them open.
+
+    Converted is what has the layers of a residual block of torchvision or timm (conv1, bn1, conv2,
+    bn2, perhaps conv3 and bn3, downsample) and, on a random image, its output. The converted model
+    computes what the old one did; train its gates with ``record_gates`` and ``density_loss``.
+
+    Args:
+        model: left as it is. Weights, hooks, dtype, device and training flags come along, but the
+            BatchNorms of gated blocks are frozen unless ``batch_norm="active"``.
+        filter: called with the name and the module of each convolution outside such blocks; those
+            for which it says True become :class:`perfconv.nn.GatedConv2d`. For plain networks.
+        gate: makes the gate of a plain block or convolution; the default is an open ``PixelGate``.
+        perforate_f3: of bottlenecks; those whose 3x3 has a stride take True.
+        execution, gate_grad, batch_norm: as for :class:`perfconv.nn.GatedBlock`.
+
+    Returns:
+        A deep copy. State-dict keys are the old ones and new ones under ``*.gate.*``. Its attribute
+        ``conversion_report`` lists what was converted, what was left, and why.
+
+    Raises:
+        TypeError: ``model`` is no ``nn.Module``, or one that was scripted or compiled.
+        ValueError: nothing in it can be converted (the message says why), it has gates already,
+            or what is to be converted shares a layer.
+
+    Example:
+        >>> plain = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
+        >>> convert(plain)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: convert: the model must have a residual block, got a Sequential without any...
+    """
+    _check_model("convert", model)
+    if any(isinstance(module, GatedBlock | GatedConv2d) for module in model.modules()):
+        raise ValueError(
+            "convert: the model must not have gated blocks yet, got one with. Convert the plain "
+            "model, or call unconvert first."
+        )
+    blocks, left = _find_blocks(model)
+    convolutions = [] if filter is None else _find_convolutions(model, blocks, filter)
+    if not blocks and not convolutions:
+        reasons = "".join(f" {name or 'The model'}: {reason}." for name, reason in left.items())
+        raise ValueError(
+            f"convert: the model must have a residual block, got a {type(model).__name__} without "
+            f"any.{reasons} Give a network with the layers of torchvision's or timm's residual "
+            "blocks, or choose convolutions by filter."
+        )
+    _check_not_shared(model, [*blocks, *convolutions])
+    converted = copy.deepcopy(model)
+    for name, kind in blocks.items():
+        block = converted.get_submodule(name)
+        options = {"execution": execution, "gate_grad": gate_grad, "batch_norm": batch_norm}
+        own_gate = None if gate is None else gate(block)
+        if kind is GatedBottleneck:
+            has_stride = block.conv2.stride != (1, 1)
+            gated: GatedBlock = GatedBottleneck(
+                block, gate=own_gate, perforate_f3=perforate_f3 or has_stride, **options
+            )
+        else:
+            gated = kind(block, gate=own_gate, **options)
+        converted = _replace(converted, name, gated)
+    for name in convolutions:
+        conv = cast(nn.Conv2d, converted.get_submodule(name))
+        own_gate = None if gate is None else gate(conv)
+        wrapped = GatedConv2d(conv, gate=own_gate, gate_grad=gate_grad)
+        converted = _replace(converted, name, wrapped)
+    kinds = {name: kind.__name__ for name, kind in blocks.items()}
+    report = ConversionReport({**kinds, **dict.fromkeys(convolutions, "GatedConv2d")}, left)
+    converted.__dict__["conversion_report"] = report  # no module, no parameter
+    return converted
+
+
+def unconvert(model: Model) -> Model:
+    """A copy of ``model`` without gates: every gated block is the plain one it was made from.
+
+    Args:
+        model: from ``convert``, trained or not; left as it is.
+
+    Returns:
+        A deep copy with the present weights and the class and state-dict keys of the plain model.
+
+    Raises:
+        TypeError: as ``convert``.
+        ValueError: ``model`` has no gated block.
+    """
+    _check_model("unconvert", model)
+    plain = copy.deepcopy(model)
+    gated = {
+        name: module
+        for name, module in plain.named_modules()
+        if isinstance(module, GatedBlock | GatedConv2d)
+    }
+    if not gated:
+        raise ValueError(
+            f"unconvert: the model must have gated blocks, got a {type(model).__name__} without "
+            "any. Give it a model that convert returned."
+        )
+    for name, block in gated.items():
+        plain = _replace(plain, name, block.to_plain())
+    plain.__dict__.pop("conversion_report", None)
+    return plain
+
+
+def _find_blocks(model: nn.Module) -> tuple[dict[str, type[GatedBlock]], dict[str, str]]:
+    """The kind for each block that can be gated, and the reason for each that cannot."""
+    found: dict[str, type[GatedBlock]] = {}
+    left: dict[str, str] = {}
+    for name, module in model.named_modules():
+        convolutions = [child for child in module.children() if isinstance(child, nn.Conv2d)]
+        if len(convolutions) < 2 or not hasattr(module, "conv2"):
+            continue
+        kind = GatedBottleneck if hasattr(module, "conv3") else GatedBasicBlock
+        reason = why_not(module, kind.stages) or _why_not_residual(module, kind)
+        if reason is None:
+            found[name] = kind
+        else:
+            left[name] = reason
+    return found, left
+
+
+def _find_convolutions(
+    model: nn.Module,
+    blocks: dict[str, type[GatedBlock]],
+    filter: Callable[[str, nn.Conv2d], bool],
+) -> list[str]:
+    """Names of the convolutions outside ``blocks`` that ``filter`` chooses."""
+    of_blocks = {id(module) for name in blocks for module in model.get_submodule(name).modules()}
+    return [
+        name
+        for name, module in model.named_modules()
+        if type(module) in (nn.Conv2d, PerforatedConv2d)
+        and id(module) not in of_blocks
+        and filter(name, cast(nn.Conv2d, module))
+    ]
+
+
+def _why_not_residual(block: nn.Module, kind: type[GatedBlock]) -> str | None:
+    """Whether the block computes, on a random image, what its layers suggest."""
+    tried = _randomized_copy(block)
+    first = cast(nn.Conv2d, tried.conv1)
+    weight = first.weight
+    if weight.device.type == "meta":
+        return None
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(1, first.in_channels, 16, 16, generator=generator)
+    image = image.to(weight.device, weight.dtype)
+    try:
+        with torch.no_grad():
+            wanted = tried(image.clone())
+    except (RuntimeError, TypeError, ValueError) as error:
+        return f"its forward fails on an image: {str(error).splitlines()[0]}"
+    gated = kind(tried, execution="dense")
+    force_gates(gated, 1.0)
+    with torch.no_grad():
+        output = gated(image)
+    tolerance = 16 * torch.finfo(weight.dtype).eps
+    if (
+        not isinstance(wanted, torch.Tensor)
+        or wanted.shape != output.shape
+        or (output - wanted).abs().max() > tolerance * wanted.abs().max()
+    ):
+        return "its forward does not compute ReLU(shortcut + branch) with these layers"
+    return None
+
+
+def _randomized_copy(block: nn.Module) -> nn.Module:
+    """In eval mode, without hooks; a BatchNorm of weight 0 would hide the branch."""
+    generator = torch.Generator().manual_seed(1)
+    tried = copy.deepcopy(block).eval()
+    with torch.no_grad():
+        for module in tried.modules():
+            for hooks in HOOKS[:-1]:
+                getattr(module, hooks).clear()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                for value in (module.weight, module.running_var, module.bias, module.running_mean):
+                    if value is not None:
+                        drawn = torch.rand(value.shape, generator=generator) + 0.5
+                        value.copy_(drawn.to(value.device, value.dtype))
+    return tried
+
+
+def _check_model(function: str, model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"{function}: the model must be a torch.nn.Module, got {type(model).__name__}. Give "
+            "it the network itself."
+        )
+    for name, module in model.named_modules():
+        is_scripted = isinstance(module, torch.jit.ScriptModule)
+        if is_scripted or isinstance(module, torch._dynamo.OptimizedModule):
+            raise TypeError(
+                f"{function}: the model must not be {'scripted' if is_scripted else 'compiled'}, "
+                f"got {name or 'the whole model'}. Convert it first, then compile it."
+            )
+
+
+def _check_not_shared(model: nn.Module, chosen: list[str]) -> None:
+    """No layer with parameters or buffers of what is chosen is used at a second place."""
+    places: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        places.setdefault(id(module), []).append(name)
+    for chosen_name in chosen:
+        for module in model.get_submodule(chosen_name).modules():
+            names = places[id(module)]
+            has_state = any(True for _ in module.parameters()) or any(
+                True for _ in module.buffers()
+            )
+            if has_state and len(names) > 1:
+                raise ValueError(
+                    f"convert: blocks must not share layers, got one {type(module).__name__} as "
+                    f"{' and '.join(names)}. Copy it, or build the network from perfconv.nn "
+                    "modules."
+                )
+
+
+def _replace(model: Model, name: str, block: nn.Module) -> Model:
+    """``model`` with ``block`` at ``name``, with the hooks of what was there."""
+    old = model.get_submodule(name)
+    for hooks in HOOKS:
+        setattr(block, hooks, getattr(old, hooks))
+    if not name:
+        return block  # type: ignore[return-value]
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, block)
+    return model

@@ -1,0 +1,88 @@
+"""fuse: BatchNorm into the convolutions before it, and weights packed, for inference."""
+
+import copy
+from itertools import pairwise
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from perfconv.nn.batch_norm import folded, is_foldable
+from perfconv.nn.conv import PerforatedConv2d, prepack
+from perfconv.nn.gated_block import GatedBlock
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def fuse(model: Model) -> Model:
+    """A copy of ``model`` for inference: BatchNorm folded into convolutions, weights packed.
+
+    Folded are the layers of gated blocks, where the shift of a BatchNorm becomes a bias that is
+    added at active pixels only, and every ``nn.Conv2d`` that a BatchNorm follows in an
+    ``nn.Sequential``, such as a projection. Nothing is folded across a layer with a hook: somebody
+    looks at what is between. State-dict keys change: keep the unfused model for training.
+
+    Args:
+        model: in eval mode; left as it is.
+
+    Returns:
+        A deep copy. Its convolutions in gated blocks are ``PerforatedConv2d`` with packed weights
+        that need no gradient (``perfconv.prepack``), their BatchNorms ``nn.Identity``.
+
+    Raises:
+        ValueError: ``model`` is in training mode.
+
+    Example:
+        >>> layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).eval()
+        >>> fuse(layers)[1]
+        Identity()
+    """
+    if model.training:
+        raise ValueError(
+            "fuse: the model must be in eval mode, got one in training mode, whose BatchNorm "
+            "statistics still change. Call model.eval()."
+        )
+    fused = copy.deepcopy(model)
+    for module in list(fused.modules()):
+        if isinstance(module, GatedBlock):
+            for stage in module.stages:
+                _fold(module, stage.conv, stage.norm)
+                _perforate(module, stage.conv)
+        elif isinstance(module, nn.Sequential):
+            names = list(module._modules)
+            for name, following in pairwise(names):
+                # A perforated layer's inactive pixels went through the BatchNorm too.
+                if type(getattr(module, name)) is nn.Conv2d:
+                    _fold(module, name, following)
+    return prepack(fused)
+
+
+@torch.no_grad()
+def _fold(parent: nn.Module, conv_name: str, norm_name: str) -> None:
+    conv, norm = getattr(parent, conv_name), getattr(parent, norm_name)
+    if not isinstance(conv, nn.Conv2d) or isinstance(norm, nn.Identity) or not is_foldable(norm):
+        return
+    if norm.training or has_hooks(conv) or has_hooks(norm):
+        return
+    weight, bias = folded(conv, norm)
+    assert bias is not None
+    conv.weight = nn.Parameter(weight, requires_grad=conv.weight.requires_grad)
+    conv.bias = nn.Parameter(bias, requires_grad=conv.weight.requires_grad)
+    setattr(parent, norm_name, nn.Identity())
+
+
+def _perforate(parent: nn.Module, conv_name: str) -> None:
+    """``prepack`` packs perforated layers."""
+    conv = getattr(parent, conv_name)
+    if type(conv) is nn.Conv2d:
+        conv.__class__ = PerforatedConv2d
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody looks at the input, the output or the gradient of ``module``."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )

@@ -1,0 +1,379 @@
+"""GatedBlock: a residual block that computes its branch at a gate's active pixels only.
+
+What every family of blocks shares; the families, and their equations, are in gated_blocks.py.
+"""
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from perfconv.nn.batch_norm import active_batch_norm, folded
+from perfconv.nn.block_structure import Stage, why_not
+from perfconv.nn.conv import PerforatedConv2d
+from perfconv.nn.gate import BinaryGate, Gate, PixelGate
+from perfconv.ops.conv import perforated_conv2d
+from perfconv.ops.conv_grad import output_size
+from perfconv.ops.mask import ActivePixels, compact_mask, expand_mask
+
+EXECUTIONS = ("auto", "dense", "sparse")
+GATE_GRADS = ("dense", "active", "none")
+BATCH_NORMS = ("frozen", "active")
+
+
+class GatedBlock(nn.Module):
+    """What gated residual blocks share; use :class:`GatedBottleneck`, :class:`GatedBasicBlock`.
+
+    The block takes over the layers of a plain one under the same names, so old state-dict keys
+    stay and new ones begin with ``gate.``. The plain block and this one share their parameters.
+
+    **Two executions with the same numbers.** "dense" computes every pixel and multiplies by the
+    gate: the exact straight-through gradient of a gate needs F(Y) at inactive pixels too. "sparse"
+    touches active pixels only: the layers before a 3x3 on its halo (``expand_mask``), the others
+    on the mask, BatchNorm folded, one ``ActivePixels`` for the block. "auto" is dense while
+    training a gate with ``gate_grad="dense"``, and sparse otherwise: in evaluation, and in training
+    with frozen gates, where it is exact for every parameter.
+
+    Args:
+        block: a plain residual block; see :func:`why_not`.
+        gate: of the block's input, on its output grid; default a new, open :class:`PixelGate`.
+            A gate whose parameters need no gradient passes none to the block's input either.
+        execution: "auto", "dense" or "sparse".
+        gate_grad: what the gate learns from. "dense": all pixels (sparse execution then computes
+            the branch densely once more, without gradients). "active": the active pixels alone,
+            which is biased but needs no dense pass. "none": only the density loss.
+        batch_norm: "frozen", statistics of evaluation always, affine parameters trained; or
+            "active", training statistics over the pixels that sparse execution computes, in both
+            executions (the shortcut's own BatchNorm sees all pixels).
+
+    Hooks on the block run as ever; those on its inner layers only in dense execution.
+    """
+
+    stages: tuple[Stage, ...] = ()
+    downsample: nn.Module | None
+
+    def __init__(
+        self,
+        block: nn.Module,
+        *,
+        gate: BinaryGate | None = None,
+        execution: str = "auto",
+        gate_grad: str = "dense",
+        batch_norm: str = "frozen",
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        for argument, value, allowed in (
+            ("execution", execution, EXECUTIONS),
+            ("gate_grad", gate_grad, GATE_GRADS),
+            ("batch_norm", batch_norm, BATCH_NORMS),
+        ):
+            if value not in allowed:
+                raise ValueError(
+                    f"{name}: {argument} must be one of {', '.join(map(repr, allowed))}, got "
+                    f"{value!r}. Choose one of these."
+                )
+        reason = why_not(block, self.stages)
+        if reason is not None:
+            raise ValueError(
+                f"{name}: the block must be a plain residual one, got a {type(block).__name__}: "
+                f"{reason}. Leave it as it is."
+            )
+        self.execution = execution
+        self.gate_grad = gate_grad
+        self.batch_norm = batch_norm
+        for child_name, child in block.named_children():
+            self.add_module(child_name, child)
+        if "downsample" not in self._modules:
+            self.downsample = None
+        first = self._conv(self.stages[0])
+        if gate is None:
+            gate = PixelGate(
+                first.in_channels,
+                stride=self.stride,
+                init_std=0.0,
+                device=first.weight.device,
+                dtype=first.weight.dtype,
+            )
+        self.gate = gate
+        gate.pixel_macs = self._pixel_macs()
+        self._plain = (block,)  # in a tuple, which registers nothing
+        self.training = block.training
+        gate.train(block.training)
+        self._freeze()
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        """Input pixels per output pixel, (h, w)."""
+        vertical = horizontal = 1
+        for stage in self.stages:
+            steps = self._conv(stage).stride
+            vertical, horizontal = vertical * steps[0], horizontal * steps[1]
+        return vertical, horizontal
+
+    def to_plain(self) -> nn.Module:
+        """The block this one was made from, with the layers this one has now."""
+        (plain,) = self._plain
+        for name, child in self.named_children():
+            if name != "gate":
+                setattr(plain, name, child)
+        return plain.train(self.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The block at the gate's active pixels, the shortcut elsewhere.
+
+        Args:
+            input: (N, C_in, H, W). Identity blocks expect what a ReLU gave, as everywhere in a
+                residual network.
+
+        Raises:
+            ValueError: the gate's mask is not on the block's output grid, or a gate in "soft" mode
+                is trained with ``execution="sparse"``.
+        """
+        gate = self.gate(input)
+        sizes = self._sizes(input)
+        self._check(gate, sizes[-1])
+        learns = self.training and any(
+            parameter.requires_grad for parameter in self.gate.parameters()
+        )
+        has_gradient = learns and self.gate_grad != "none" and gate.hard.requires_grad
+        shortcut = input if self.downsample is None else self.downsample(input)
+        is_dense = self.execution == "dense" or (
+            self.execution == "auto" and has_gradient and self.gate_grad == "dense"
+        )
+        if is_dense or self.gate.is_relaxed:
+            weight = gate.soft if self.gate.is_relaxed else gate.hard
+            if not has_gradient:
+                weight = weight.detach()
+            elif self.gate_grad == "active":
+                weight = torch.where(gate.mask, weight, weight.detach())
+            masks = self._masks(gate.mask, sizes) if self._has_active_statistics() else None
+            return self._dense(input, shortcut, gate.mask, weight, masks)
+        masks = self._masks(compact_mask(gate.mask), sizes)
+        return self._sparse(input, shortcut, gate.mask, gate.hard if has_gradient else None, masks)
+
+    # ---- the two executions ----------------------------------------------------------------------
+
+    def _dense(
+        self,
+        input: Tensor,
+        shortcut: Tensor,
+        mask: Tensor,
+        weight: Tensor,
+        masks: list[Tensor] | None,
+    ) -> Tensor:
+        branch = self._dense_branch(input, masks)
+        summed = shortcut + weight.to(branch.dtype) * branch
+        if self.downsample is not None or self.gate.is_relaxed:
+            return F.relu(summed)
+        return torch.where(mask, F.relu(summed), summed)
+
+    def _dense_branch(self, input: Tensor, masks: list[Tensor] | None) -> Tensor:
+        """The branch at every pixel, before the ReLU of the block."""
+        features = input
+        for index, stage in enumerate(self.stages):
+            features = self._conv(stage)(features)
+            features = active_batch_norm(
+                self._norm(stage), features, None if masks is None else as_bool(masks[index])
+            )
+            if index + 1 < len(self.stages):
+                features = F.relu(features)
+        return features
+
+    def _sparse(
+        self,
+        input: Tensor,
+        shortcut: Tensor,
+        mask: Tensor,
+        hard: Tensor | None,
+        masks: list[Tensor],
+    ) -> Tensor:
+        features = input
+        for stage, active in zip(self.stages[:-1], masks[:-1], strict=True):
+            features = self._perforated(stage, features, active)
+        output = self._last(self.stages[-1], features, masks[-1], shortcut)
+        if hard is None:
+            return output
+        with torch.no_grad():
+            if self.gate_grad == "dense":
+                slope = output > 0
+                if self.downsample is None:
+                    slope |= ~mask
+                gain = self._dense_branch(input, masks) * slope
+            else:  # at active pixels with slope 1, the output is shortcut + branch
+                gain = torch.where(mask & (output > 0), output - shortcut, 0)
+        return output + (hard - hard.detach()).to(gain.dtype) * gain
+
+    def _perforated(self, stage: Stage, features: Tensor, mask: Tensor | ActivePixels) -> Tensor:
+        """Convolution, BatchNorm and ReLU at the pixels of ``mask``; nothing reads the others."""
+        conv, norm = self._conv(stage), self._norm(stage)
+        if norm.training:
+            features = convolve(conv, features, mask, conv.weight, conv.bias)
+            return F.relu(active_batch_norm(norm, features, as_bool(mask)))
+        return convolve(conv, features, mask, *folded(conv, norm), activation="relu")
+
+    def _last(
+        self, stage: Stage, features: Tensor, mask: Tensor | ActivePixels, shortcut: Tensor
+    ) -> Tensor:
+        """The last stage at active pixels, added to the shortcut, with the ReLU of the block."""
+        conv, norm = self._conv(stage), self._norm(stage)
+        is_projection = self.downsample is not None
+        if norm.training:
+            features = convolve(conv, features, mask, conv.weight, conv.bias)
+            features = active_batch_norm(norm, features, as_bool(mask))
+            skipped = F.relu(shortcut) if is_projection else shortcut
+            return torch.where(as_bool(mask), F.relu(shortcut + features), skipped)
+        return convolve(
+            conv,
+            features,
+            mask,
+            *folded(conv, norm),
+            activation="relu",
+            residual=shortcut,
+            base=shortcut,
+            activate_base=is_projection,
+        )
+
+    # ---- geometry --------------------------------------------------------------------------------
+
+    def _sizes(self, input: Tensor) -> list[tuple[int, int]]:
+        """The output size of each stage."""
+        sizes = []
+        size = (input.size(2), input.size(3))
+        for stage in self.stages:
+            conv = self._conv(stage)
+            top, left = cast(tuple[int, int], conv.padding)
+            height, width = output_size(
+                size, conv.kernel_size, conv.stride, [top, top, left, left], conv.dilation
+            )
+            size = (height, width)
+            sizes.append(size)
+        return sizes
+
+    def _masks(self, mask: Tensor | ActivePixels, sizes: list[tuple[int, int]]) -> list[Tensor]:
+        """The pixels that each stage must compute, for the last one to have those of ``mask``."""
+        masks: list = [mask]
+        for index in range(len(self.stages) - 1, 0, -1):
+            conv = self._conv(self.stages[index])
+            if not _is_pointwise(conv):
+                mask = expand_mask(
+                    as_bool(mask),
+                    conv.kernel_size,
+                    stride=conv.stride,
+                    padding=cast(tuple[int, int], conv.padding),
+                    dilation=conv.dilation,
+                    input_size=sizes[index - 1],
+                )
+            masks.append(mask)
+        return masks[::-1]
+
+    @property
+    def perforated_stages(self) -> list[str]:
+        """The convolutions that sparse execution computes at some pixels only, in their order."""
+        return [stage.conv for stage in self.stages]
+
+    def needed_masks(self, mask: Tensor, input: Tensor) -> list[Tensor | None]:
+        """For each stage the pixels that this mask of the gate needs, None for all of them."""
+        return [as_bool(needed) for needed in self._masks(mask, self._sizes(input))]
+
+    def stage_convs(self) -> list[nn.Conv2d]:
+        """The convolutions of the branch."""
+        return [self._conv(stage) for stage in self.stages]
+
+    def _pixel_macs(self) -> int:
+        """MACs of the branch for one output pixel; layers before a stride have several pixels."""
+        vertical, horizontal = self.stride
+        macs = 0
+        for stage in self.stages:
+            conv = self._conv(stage)
+            vertical, horizontal = vertical // conv.stride[0], horizontal // conv.stride[1]
+            macs += vertical * horizontal * conv.weight.numel()
+        return macs
+
+    # ---- parts -----------------------------------------------------------------------------------
+
+    def _conv(self, stage: Stage) -> nn.Conv2d:
+        return cast(nn.Conv2d, getattr(self, stage.conv))
+
+    def _norm(self, stage: Stage) -> nn.Module:
+        return cast(nn.Module, getattr(self, stage.norm))
+
+    def _has_active_statistics(self) -> bool:
+        return any(self._norm(stage).training for stage in self.stages)
+
+    def _check(self, gate: Gate, size: tuple[int, int]) -> None:
+        name = type(self).__name__
+        if gate.mask.dim() != 4 or gate.mask.shape[1:] != (1, *size):
+            raise ValueError(
+                f"{name}: the gate's mask must be (N, 1, H_out, W_out) = (N, 1, {size[0]}, "
+                f"{size[1]}) for this input, got {tuple(gate.mask.shape)}. Give the gate the "
+                f"stride of the block, {self.stride}."
+            )
+        if self.gate.is_relaxed and self.execution == "sparse":
+            raise ValueError(
+                f'{name}: a gate in forward_mode "soft" mixes every pixel while it is trained, got '
+                'execution="sparse". Choose "auto" or "dense".'
+            )
+
+    def train(self, mode: bool = True) -> "GatedBlock":
+        """As ever, but frozen BatchNorms stay in evaluation mode."""
+        super().train(mode)
+        self._freeze()
+        return self
+
+    def _freeze(self) -> None:
+        if self.batch_norm == "frozen":
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+
+    def extra_repr(self) -> str:
+        defaults = {"execution": "auto", "gate_grad": "dense", "batch_norm": "frozen"}
+        return ", ".join(
+            f"{name}={getattr(self, name)!r}"
+            for name, default in defaults.items()
+            if getattr(self, name) != default
+        )
+
+
+def convolve(
+    conv: nn.Conv2d,
+    features: Tensor,
+    mask: Tensor | ActivePixels,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    base: Tensor | None = None,
+    activate_base: bool = False,
+) -> Tensor:
+    """``conv`` with this weight and bias at the pixels of ``mask``."""
+    packed = None
+    if isinstance(conv, PerforatedConv2d) and weight is conv.weight:
+        packed = conv.current_pack()
+    return perforated_conv2d(
+        features,
+        weight,
+        mask,
+        bias,
+        stride=conv.stride,
+        padding=cast(tuple[int, int], conv.padding),
+        dilation=conv.dilation,
+        groups=conv.groups,
+        fill="zero" if base is None else "passthrough",
+        base=base,
+        residual=residual,
+        activation=activation,
+        activate_base=activate_base,
+        packed_weight=packed,
+    )
+
+
+def as_bool(mask: Tensor | ActivePixels) -> Tensor:
+    return mask.mask if isinstance(mask, ActivePixels) else mask
+
+
+def _is_pointwise(conv: nn.Conv2d) -> bool:
+    return (conv.kernel_size, conv.stride, conv.padding) == ((1, 1), (1, 1), (0, 0))

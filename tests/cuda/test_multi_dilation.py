@@ -1,0 +1,215 @@
+"""Multi-dilation convolution on CUDA against dense branches in float64."""
+
+import pytest
+import torch
+from cuda_backend import Backend
+from helpers import DTYPES, assert_as_exact, assert_no_row_missing, relayout
+from torch import Tensor
+
+from perfconv.ops import reference
+
+# name: input channels, output channels, kernel, dilations, tied, shared bias, size
+CASES = {
+    "tied": (8, 8, 3, (0, 1, 2, 4), True, True, (6, 7)),
+    "untied": (8, 8, 3, (1, 0, 2), False, False, (6, 7)),
+    "tied-branch-bias": (16, 24, 3, (2, 1), True, False, (9, 10)),
+    "untied-tiles": (24, 72, 3, (1, 3, 2), False, True, (11, 9)),
+    "narrow-tiles": (24, 40, 3, (1, 2), True, True, (11, 13)),
+    "wide-weight": (72, 80, 3, (2, 1), False, True, (5, 6)),
+    "ragged": (5, 7, 3, (1, 3), False, True, (5, 6)),
+    "beyond-map": (8, 8, 3, (1, 30), True, False, (5, 5)),
+    "one-by-one": (8, 8, 1, (0, 1), True, True, (5, 5)),
+    "five": (4, 4, 5, (2,), False, True, (5, 6)),
+}
+
+
+def tensors(name: str, dtype: torch.dtype, batch: int = 2, lowest: int = -1) -> dict[str, Tensor]:
+    inputs, outputs, side, dilations, is_tied, is_shared, size = CASES[name]
+    generator = torch.Generator().manual_seed(3)
+
+    def normal(*sizes: int) -> Tensor:
+        return torch.randn(*sizes, generator=generator).to(dtype)
+
+    branches = len(dilations)
+    shape = (batch, 1, *size)
+    choice = torch.randint(lowest, branches, shape, generator=generator, dtype=torch.int32)
+    return {
+        "input": normal(batch, inputs, *size),
+        "weight": normal(*([] if is_tied else [branches]), outputs, inputs, side, side),
+        "choice": choice,
+        "bias": normal(*([] if is_shared else [branches]), outputs),
+        "base": normal(batch, outputs, *size),
+        "grad_output": normal(batch, outputs, *size),
+    }
+
+
+def forward(backend: Backend, name: str, values: dict, fill: str, activation: str | None) -> Tensor:
+    input, weight, choice, bias, base = backend.to(
+        relayout(values["input"], "channels_last"), values["weight"], values["choice"],
+        values["bias"], values["base"] if fill == "passthrough" else None,
+    )  # fmt: skip
+    dilations = list(CASES[name][3])
+    return backend.ops.multi_dilation_conv2d(
+        input, weight, choice, bias, base, dilations, fill, activation or "none"
+    ).cpu()
+
+
+def results(name: str, values: dict, dtype: torch.dtype, **options: object) -> dict:
+    """The output and the gradients of input and weight, of the oracle."""
+    names = ("input", "weight", "bias", "base", "grad_output")
+    cast = {key: values[key].to(dtype) for key in names}
+    leaves = [cast["input"].requires_grad_(), cast["weight"].requires_grad_()]
+    fill = options.get("fill", "zero")
+    output = reference.multi_dilation_conv2d(
+        *leaves, values["choice"], cast["bias"], dilations=CASES[name][3], dtype=dtype,
+        base=cast["base"] if fill == "passthrough" else None, **options,
+    )  # fmt: skip
+    grads = torch.autograd.grad(output, leaves, cast["grad_output"], materialize_grads=True)
+    return {"output": output.detach(), "input": grads[0], "weight": grads[1]}
+
+
+def magnitudes(values: dict) -> dict:
+    return {
+        key: value.abs() if value.is_floating_point() else value for key, value in values.items()
+    }
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("fill", ["zero", "passthrough", "nearest"])
+@pytest.mark.parametrize("name", CASES)
+def test_forward(backend: Backend, name: str, fill: str, dtype: torch.dtype) -> None:
+    values = tensors(name, dtype)
+    activation = {"zero": None, "passthrough": "relu", "nearest": "hardswish"}[fill]
+    options = {"fill": fill, "activation": activation}
+    exact = results(name, values, torch.float64, **options)["output"]
+    dense = results(name, values, dtype, **options)["output"]
+    sums = results(name, magnitudes(values), torch.float64, fill=fill)["output"]
+    output = forward(backend, name, values, fill, activation)
+    assert_as_exact("output", output, exact, dense, sums)
+    assert output.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_gradients(backend: Backend, name: str, dtype: torch.dtype) -> None:
+    values = tensors(name, dtype)
+    exact, dense = results(name, values, torch.float64), results(name, values, dtype)
+    sums = results(name, magnitudes(values), torch.float64)
+    _, _, side, dilations, is_tied, _, _ = CASES[name]
+    grad, input, weight, choice = backend.to(
+        *(values[key] for key in ("grad_output", "input", "weight", "choice"))
+    )
+    dgrad = backend.ops.multi_dilation_dgrad(grad, weight, choice, list(dilations), False)
+    wgrad = backend.ops.multi_dilation_wgrad(grad, input, choice, side, list(dilations), is_tied)
+    for key, result in (("input", dgrad.cpu()), ("weight", wgrad.cpu())):
+        assert result.is_contiguous()
+        assert_as_exact(key, result, exact[key], dense[key], sums[key])
+        assert_no_row_missing(key, result, exact[key], dense[key])
+
+
+@pytest.mark.parametrize("name", ["tied", "narrow-tiles", "untied-tiles", "wide-weight"])
+def test_tf32(backend: Backend, name: str) -> None:
+    """With factors that tf32 holds exactly, the tensor cores are as exact as float32."""
+    values = {
+        key: value.float() if value.is_floating_point() else value
+        for key, value in tensors(name, torch.bfloat16).items()
+    }
+    exact, dense = results(name, values, torch.float64), results(name, values, torch.float32)
+    sums = results(name, magnitudes(values), torch.float64)
+    _, _, side, dilations, is_tied, _, _ = CASES[name]
+    names = ("input", "weight", "choice", "bias", "grad_output")
+    input, weight, choice, bias, grad = backend.to(*(values[key] for key in names))
+    output = backend.ops.multi_dilation_conv2d(
+        input, weight, choice, bias, None, list(dilations), "zero", "none", True
+    )
+    wgrad = backend.ops.multi_dilation_wgrad(
+        grad, input, choice, side, list(dilations), is_tied, True
+    )
+    for key, result in (("output", output.cpu()), ("weight", wgrad.cpu())):
+        assert_as_exact(key, result, exact[key], dense[key], sums[key])
+
+
+def test_values_that_are_no_branch_are_inactive(backend: Backend) -> None:
+    """The device cannot raise: such pixels take the fill and have no part in a gradient."""
+    values = tensors("tied", torch.float32)
+    values["choice"][0, 0, :2] = 4
+    values["choice"][1, 0, 2] = -7
+    inactive = {**values, "choice": values["choice"].clone()}
+    inactive["choice"][(values["choice"] > 3) | (values["choice"] < -1)] = -1
+    for fill in ("zero", "nearest", "passthrough"):
+        found = forward(backend, "tied", values, fill, None)
+        assert torch.equal(found, forward(backend, "tied", inactive, fill, None))
+    for operator in (dgrad_of, wgrad_of):
+        assert torch.equal(operator(backend, values), operator(backend, inactive))
+
+
+def dgrad_of(backend: Backend, values: dict) -> Tensor:
+    grad, weight, choice = backend.to(*(values[k] for k in ("grad_output", "weight", "choice")))
+    return backend.ops.multi_dilation_dgrad(grad, weight, choice, [0, 1, 2, 4], True).cpu()
+
+
+def wgrad_of(backend: Backend, values: dict) -> Tensor:
+    grad, input, choice = backend.to(*(values[k] for k in ("grad_output", "input", "choice")))
+    return backend.ops.multi_dilation_wgrad(grad, input, choice, 3, [0, 1, 2, 4], True).cpu()
+
+
+@pytest.mark.parametrize("lowest", [-1, 0])
+def test_nothing_else_is_read(backend: Backend, lowest: int) -> None:
+    """Gradients at inactive pixels are NaN."""
+    values = tensors("tied", torch.float32, lowest=lowest)
+    values["grad_output"] = torch.where(values["choice"] < 0, torch.nan, values["grad_output"])
+    assert dgrad_of(backend, values).isfinite().all()
+    assert wgrad_of(backend, values).isfinite().all()
+
+
+TILES = ("implicit_gemm_kernel", "wgrad_gemm_kernel")
+DIRECT = ("multi_dilation_forward_kernel", "multi_dilation_wgrad_kernel")
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "kernels"),
+    [("tied", torch.bfloat16, TILES), ("untied", torch.float32, TILES),
+     ("tied", torch.float64, DIRECT), ("ragged", torch.float32, DIRECT)],
+    ids=str,
+)  # fmt: skip
+def test_the_kernels_that_run(
+    backend: Backend, name: str, dtype: torch.dtype, kernels: tuple
+) -> None:
+    if backend.emulator is None:
+        pytest.skip("the emulator keeps a log of kernels")
+    values = tensors(name, dtype)
+    forward(backend, name, values, "zero", None)
+    assert kernels[0] in backend.emulator.text("log")
+    _, _, side, dilations, is_tied, _, _ = CASES[name]
+    backend.ops.multi_dilation_wgrad(
+        values["grad_output"], values["input"], values["choice"], side, list(dilations), is_tied
+    )
+    assert kernels[1] in backend.emulator.text("log")
+
+
+@pytest.mark.parametrize("name", ["tied", "untied"])
+def test_same_bits_in_any_schedule(backend: Backend, name: str) -> None:
+    values = tensors(name, torch.bfloat16)
+    output = forward(backend, name, values, "zero", "relu")
+    if backend.emulator is not None:
+        backend.emulator.set(seed=9)
+    assert torch.equal(forward(backend, name, values, "zero", "relu"), output)
+
+
+def test_no_image(backend: Backend) -> None:
+    values = tensors("tied", torch.float32, batch=0)
+    assert forward(backend, "tied", values, "nearest", "relu").shape == (0, 8, 6, 7)
+    assert dgrad_of(backend, values).shape == (0, 8, 6, 7)
+    assert not wgrad_of(backend, values).any()
+
+
+def test_refused_as_on_the_cpu(backend: Backend) -> None:
+    image, choice = torch.zeros(1, 4, 5, 5), torch.zeros(1, 1, 5, 5, dtype=torch.int32)
+    image, choice, weight = backend.to(image, choice, torch.zeros(4, 4, 2, 2))
+    with pytest.raises(ValueError, match="multi_dilation_conv2d: the kernel must be square"):
+        backend.ops.multi_dilation_conv2d(image, weight, choice, None, None, [1], "zero", "none")
+    with pytest.raises(ValueError, match="multi_dilation_dgrad: there must be at most 64 dil"):
+        backend.ops.multi_dilation_dgrad(
+            image, torch.zeros_like(image)[:, :, :3, :3].expand(4, -1, -1, -1).contiguous(),
+            choice, [1] * 65, True,
+        )  # fmt: skip

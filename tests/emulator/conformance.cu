@@ -1,0 +1,135 @@
+// One tiny kernel for every instruction on which the kernels of perfconv rest, through the
+// product's own wrappers where it has one: random bits in, raw bits out. The same file runs on a
+// GPU.
+#include <cstdint>
+
+#include "cuda/device/ptx.cuh"
+#include "features/feature.h"
+
+namespace {
+
+namespace ptx = perfconv::cuda::ptx;
+
+// Every thread gives and takes 32-bit words; in: word w of lane l at [w * 32 + l], out the same.
+__device__ uint32_t& word(uint32_t* words, int number) { return words[number * 32 + threadIdx.x]; }
+__device__ uint32_t word(const uint32_t* words, int number) {
+  return words[number * 32 + threadIdx.x];
+}
+
+template <bool kTransposed>
+__global__ void matrices(const uint32_t* in, uint32_t* out) {
+  __shared__ __align__(16) uint32_t rows[32][4];  // row r of matrix m at 8 m + r
+  for (int w = 0; w < 4; ++w) rows[threadIdx.x][w] = in[threadIdx.x * 4 + w];
+  __syncwarp();
+  uint32_t result[4];
+  const uint32_t row = ptx::shared_address(rows[threadIdx.x]);
+  kTransposed ? ptx::load_matrices_transposed(result, row) : ptx::load_matrices(result, row);
+  for (int w = 0; w < 4; ++w) word(out, w) = result[w];
+}
+
+// in: a (4 words), b (2), c (4).
+template <class T>
+__global__ void multiply_add(const uint32_t* in, uint32_t* out) {
+  uint32_t a[4];
+  uint32_t b[2];
+  float c[4];
+  for (int w = 0; w < 4; ++w) a[w] = word(in, w);
+  for (int w = 0; w < 2; ++w) b[w] = word(in, 4 + w);
+  for (int w = 0; w < 4; ++w) c[w] = __uint_as_float(word(in, 6 + w));
+  ptx::multiply_add<T>(c, a, b);
+  for (int w = 0; w < 4; ++w) word(out, w) = __float_as_uint(c[w]);
+}
+
+__global__ void copy_16(const uint32_t* in, uint32_t* out) {
+  __shared__ __align__(16) uint32_t rows[32][4];
+  ptx::copy_16_async(ptx::shared_address(rows[threadIdx.x]), in + threadIdx.x * 4,
+                     threadIdx.x % 3 != 0);
+  ptx::commit_copies();
+  ptx::wait_copies<0>();
+  for (int w = 0; w < 4; ++w) word(out, w) = rows[threadIdx.x][w];
+}
+
+// Sizes 4, 8 and 16 with every size of the source: lane l copies l % (size + 1) bytes.
+template <int kBytes>
+__global__ void copy_part(const uint32_t* in, uint32_t* out) {
+  __shared__ __align__(16) uint32_t rows[32][4];
+  for (int w = 0; w < 4; ++w) rows[threadIdx.x][w] = 0xAAAAAAAAu;
+  __syncwarp();
+  const uint32_t valid = threadIdx.x % (kBytes + 1);
+  asm volatile(
+      "cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(ptx::shared_address(rows[threadIdx.x])),
+      "l"(in + threadIdx.x * 4), "n"(kBytes), "r"(valid)
+      : "memory");
+  asm volatile("cp.async.wait_all;" ::: "memory");
+  for (int w = 0; w < 4; ++w) word(out, w) = rows[threadIdx.x][w];
+}
+
+__global__ void rounding(const uint32_t* in, uint32_t* out) {
+  word(out, 0) = ptx::round_to_tf32(word(in, 0));
+}
+
+// All modes of shfl at one width: value, and whether the lane read was in range.
+template <int kWidth>
+__global__ void shuffles(const uint32_t* in, uint32_t* out) {
+  const uint32_t value = word(in, 0);
+  const int distance = static_cast<int>(word(in, 1) & 31);
+  const int uniform = __shfl_sync(~0u, distance, 5);
+  word(out, 0) = __shfl_sync(~0u, value, distance, kWidth);
+  word(out, 1) = __shfl_up_sync(~0u, value, uniform, kWidth);
+  word(out, 2) = __shfl_down_sync(~0u, value, uniform, kWidth);
+  word(out, 3) = __shfl_xor_sync(~0u, value, uniform, kWidth);
+  uint32_t is_inside;
+  asm volatile(
+      "{\n.reg .pred p;\n.reg .b32 v;\nshfl.sync.up.b32 v|p, %1, %2, %3, -1;\n"
+      "selp.u32 %0, 1, 0, p;\n}"
+      : "=r"(is_inside)
+      : "r"(value), "r"(uniform), "n"((32 - kWidth) << 8));
+  word(out, 4) = is_inside;
+}
+
+// Both halves of the warp by themselves: collectives with a member mask.
+__global__ void collectives(const uint32_t* in, uint32_t* out) {
+  const uint32_t value = word(in, 0);
+  const uint32_t few = value & 3;
+  const uint32_t members = threadIdx.x < 16 ? 0x0000FFFFu : 0xFFFF0000u;
+  word(out, 0) = __ballot_sync(members, (value & 4) != 0);
+  word(out, 1) = __any_sync(members, (value & 0xF0) == 0x30) != 0;
+  word(out, 2) = __all_sync(members, (value & 0xF0) != 0x30) != 0;
+  word(out, 3) = __match_any_sync(members, few);
+  int is_same = 0;
+  word(out, 4) = __match_all_sync(members, few & 1, &is_same);
+  word(out, 5) = is_same != 0;
+  word(out, 6) = __reduce_add_sync(members, value);
+  word(out, 7) = static_cast<uint32_t>(__reduce_min_sync(members, static_cast<int>(value)));
+  word(out, 8) = __reduce_max_sync(members, value);
+  word(out, 9) = __reduce_and_sync(members, value | 0x00FF00FFu);
+  word(out, 10) = __reduce_or_sync(members, value & 0x01010101u);
+  word(out, 11) = __reduce_xor_sync(members, value);
+}
+
+using Kernel = void (*)(const uint32_t*, uint32_t*);
+template <Kernel kKernel>
+cudaError_t run(const Arguments& a) {
+  kKernel<<<1, 32, 0, a.stream>>>(a.at<uint32_t>(0), a.at<uint32_t>(1));
+  return cudaGetLastError();
+}
+
+const Feature kList[] = {
+    {"ldmatrix", run<matrices<false>>},
+    {"ldmatrix_trans", run<matrices<true>>},
+    {"mma_bf16", run<multiply_add<__nv_bfloat16>>},
+    {"mma_f16", run<multiply_add<__half>>},
+    {"mma_tf32", run<multiply_add<float>>},
+    {"copy_16", run<copy_16>},
+    {"copy_4_part", run<copy_part<4>>},
+    {"copy_8_part", run<copy_part<8>>},
+    {"copy_16_part", run<copy_part<16>>},
+    {"round_to_tf32", run<rounding>},
+    {"shuffles_32", run<shuffles<32>>},
+    {"shuffles_16", run<shuffles<16>>},
+    {"shuffles_8", run<shuffles<8>>},
+    {"collectives", run<collectives>},
+};
+const Features kFeatures(kList);
+
+}  // namespace

@@ -1,0 +1,65 @@
+"""Networks of torchvision and timm, where these can be imported.
+
+The torchvision of the package index needs CUDA libraries for its own operators and, next to a CPU
+torch, fails at import because their schemas are missing. The networks use none of them, so the
+schemas alone, defined here, make it and timm importable.
+"""
+
+import importlib
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+SCHEMAS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
+TORCH = "2.13."
+FOREIGN = (
+    "torchvision.resnet18",
+    "torchvision.resnet50",
+    "torchvision.deeplabv3_resnet50",
+    "timm.resnet18",
+    "timm.resnet50",
+)
+_defined: list[torch.library.Library] = []  # schemas live as long as their library
+
+
+def _define_missing_operators() -> None:
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or spec.origin is None or _defined:
+        return
+    (native,) = Path(spec.origin).parent.glob("_C*.so")
+    try:
+        torch.ops.load_library(str(native))
+    except OSError:
+        library = torch.library.Library("torchvision", "DEF")
+        for schema in SCHEMAS:
+            library.define(schema)
+        _defined.append(library)
+
+
+def make_importable(*packages: str) -> None:
+    """Skips the test if one of torchvision and timm is not there."""
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed (make test installs tests/requirements.txt)")
+    if not torch.__version__.startswith(TORCH):
+        pytest.skip(f"the torchvision of tests/requirements.txt belongs to torch {TORCH}")
+    _define_missing_operators()
+
+
+def foreign_network(name: str) -> nn.Module:
+    """A network with random weights; skips the test if its package cannot be imported."""
+    package, _, kind = name.partition(".")
+    make_importable("torchvision", package)
+    if package == "timm":
+        return importlib.import_module("timm").create_model(kind, num_classes=5)
+    models = importlib.import_module("torchvision.models")
+    if kind.startswith("deeplab"):
+        models = models.segmentation
+        return getattr(models, kind)(weights=None, weights_backbone=None, num_classes=5)
+    return getattr(models, kind)(num_classes=5)

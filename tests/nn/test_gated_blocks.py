@@ -1,0 +1,446 @@
+"""Gated residual blocks against the dense network multiplied by the mask, written out."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import random_mask
+from networks import BasicBlock, Bottleneck, randomized
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from perfconv.nn import (
+    GatedBasicBlock,
+    GatedBottleneck,
+    LayerGate,
+    PixelGate,
+    force_gates,
+    record_gates,
+)
+from perfconv.nn.gate import BinaryGate, Gate
+
+PLAIN: dict[str, Callable[[], nn.Module]] = {
+    "bottleneck": lambda: Bottleneck(16, 4),
+    "bottleneck-dilated": lambda: Bottleneck(16, 4, dilation=2),
+    "bottleneck-projection": lambda: Bottleneck(10, 4),
+    "bottleneck-stride": lambda: Bottleneck(16, 4, 2),
+    "bottleneck-stride-first": lambda: Bottleneck(16, 4, 2, is_stride_first=True),
+    "basic": lambda: BasicBlock(8, 8),
+    "basic-projection": lambda: BasicBlock(6, 8),
+    "basic-stride": lambda: BasicBlock(8, 8, 2),
+}
+BOTH_READINGS = [name for name in PLAIN if name.startswith("bott") and name != "bottleneck-stride"]
+CASES = [(name, True) for name in PLAIN] + [(name, False) for name in BOTH_READINGS]
+IDENTITY = ["bottleneck", "bottleneck-dilated", "basic"]
+
+
+class GivenGate(BinaryGate):
+    """A gate with logits of its own and a mask from outside; hard has the gradient of soft."""
+
+    def __init__(self, channels: int, stride: tuple[int, int], mask: Tensor) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 2, 1, stride=stride)
+        self.mask = mask
+
+    def forward(self, input: Tensor) -> Gate:
+        logits = self.conv(input)
+        soft = logits.softmax(1)[:, 1:]
+        return Gate(logits, soft, self.mask + (soft - soft.detach()), self.mask)
+
+
+def images(plain: nn.Module, batch: int = 2, size: tuple[int, int] = (9, 10)) -> Tensor:
+    """What a ReLU gives, kept away from 0, where the slope is a matter of taste."""
+    generator = torch.Generator().manual_seed(3)
+    return torch.rand(batch, plain.conv1.in_channels, *size, generator=generator).double() + 0.01
+
+
+def block_of(plain: nn.Module, density: float, perforate_f3: bool = True, **options) -> nn.Module:
+    """A gated block in float64 with a given mask, in training mode."""
+    kind = GatedBottleneck if isinstance(plain, Bottleneck) else GatedBasicBlock
+    if not perforate_f3:
+        options["perforate_f3"] = False
+    stride = kind(copy.deepcopy(plain)).stride
+    size = plain(images(plain)).shape[2:]
+    mask = random_mask(2, 1, *size, density=density, seed=4)
+    torch.manual_seed(5)
+    gate = GivenGate(plain.conv1.in_channels, stride, mask).double()
+    return kind(copy.deepcopy(plain), gate=gate, **options).train()
+
+
+def plain_block(name: str) -> nn.Module:
+    return randomized(PLAIN[name]()).double().eval()
+
+
+def oracle(
+    plain: nn.Module, gate: GivenGate, input: Tensor, perforate_f3: bool, gate_grad: str
+) -> Tensor:
+    """Dense layers, multiplied by the gate."""
+    decision = gate(input)
+    mask, hard = decision.mask, decision.hard.to(input.dtype)
+    if gate_grad != "dense":
+        hard = hard.detach() + (mask * (hard - hard.detach()) if gate_grad == "active" else 0)
+    shortcut = input if plain.downsample is None else plain.downsample(input)
+    features = F.relu(plain.bn1(plain.conv1(input)))
+    if isinstance(plain, BasicBlock):
+        branch = hard * plain.bn2(plain.conv2(features))
+    else:
+        processed = F.relu(plain.bn2(plain.conv2(features)))
+        if perforate_f3:
+            branch = hard * plain.bn3(plain.conv3(processed))
+        else:
+            branch = plain.bn3(plain.conv3((1 - hard) * features + hard * processed))
+    return F.relu(shortcut + branch)
+
+
+def results(run: Callable[[Tensor], Tensor], model: nn.Module, input: Tensor) -> dict[str, Tensor]:
+    """The output and the gradients of the input and of every parameter."""
+    leaf = input.detach().requires_grad_()
+    output = run(leaf)
+    weight = torch.randn(output.shape, generator=torch.Generator().manual_seed(6))
+    model.zero_grad()
+    (output * weight.to(output.dtype)).sum().backward()
+    grads = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return {"output": output.detach(), "input": leaf.grad, **grads}
+
+
+def expected(block: nn.Module, input: Tensor, perforate_f3: bool) -> dict[str, Tensor]:
+    copied = copy.deepcopy(block)
+    plain = copied.to_plain().eval()
+
+    def run(leaf: Tensor) -> Tensor:
+        return oracle(plain, copied.gate, leaf, perforate_f3, block.gate_grad)
+
+    return results(run, copied, input)
+
+
+def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        if value is None or found[name] is None:  # no gradient is as good as a gradient of 0
+            some = found[name] if value is None else value
+            assert some is None or not some.any(), name
+        else:
+            torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("execution", ["dense", "sparse"])
+@pytest.mark.parametrize("gate_grad", ["dense", "active", "none"])
+@pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(("name", "perforate_f3"), CASES)
+def test_equals_dense_times_mask(
+    name: str, perforate_f3: bool, density: float, gate_grad: str, execution: str
+) -> None:
+    plain = plain_block(name)
+    block = block_of(plain, density, perforate_f3, gate_grad=gate_grad, execution=execution)
+    found = results(block, block, images(plain))
+    wanted = expected(block, images(plain), perforate_f3)
+    assert_same(found, wanted)
+    if gate_grad == "dense":
+        assert wanted["gate.conv.weight"].abs().max() > 0
+
+
+def error(found: Tensor, exact: Tensor) -> float:
+    return (found.double() - exact).norm().item()
+
+
+def together(values: dict[str, Tensor], key: str) -> Tensor:
+    """One result, or all gradients of parameters in a row.
+
+    One by one, the sum of a small bias hangs on which side of a ReLU a single pixel is rounded to.
+    """
+    if key != "parameters":
+        return values[key]
+    return torch.cat([v.flatten() for k, v in values.items() if k not in ("output", "input")])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("name", "perforate_f3"), CASES)
+def test_sparse_errs_no_more_than_twice_dense(
+    name: str, perforate_f3: bool, memory_format: torch.memory_format, dtype: torch.dtype
+) -> None:
+    plain = plain_block(name).to(dtype).double()  # exactly representable
+    sparse = block_of(plain, 0.3, perforate_f3, execution="sparse", gate_grad="active")
+    input = images(plain).to(dtype).double()
+    exact = expected(sparse, input, perforate_f3)
+    dense = copy.deepcopy(sparse).to(dtype)
+    dense.execution = "dense"
+    sparse = sparse.to(dtype).to(memory_format=memory_format)
+    input = input.to(dtype)
+    found = results(sparse, sparse, input.contiguous(memory_format=memory_format))
+    with_dense = results(dense, dense, input)
+    assert {value.dtype for value in found.values()} == {dtype}
+    for key in ("output", "input", "parameters"):
+        wanted, ours, theirs = (together(values, key) for values in (exact, found, with_dense))
+        floor = 8 * torch.finfo(dtype).eps * wanted.norm().item()
+        assert error(ours, wanted) <= 2 * error(theirs, wanted) + floor, key
+    is_nhwc = memory_format == torch.channels_last
+    output = sparse.eval()(input.contiguous(memory_format=memory_format))
+    assert output.is_contiguous(memory_format=memory_format) or not is_nhwc
+
+
+@pytest.mark.parametrize(("name", "perforate_f3"), CASES)
+def test_open_equals_plain(name: str, perforate_f3: bool) -> None:
+    """Bit for bit in dense execution; sparse folds BatchNorm and may round differently."""
+    plain = plain_block(name).float()
+    kind = GatedBottleneck if isinstance(plain, Bottleneck) else GatedBasicBlock
+    options = {} if perforate_f3 else {"perforate_f3": False}
+    block = kind(copy.deepcopy(plain), execution="dense", **options)
+    input = images(plain).float()
+    assert not block.training
+    assert torch.equal(block(input), plain(input))
+    force_gates(block, 1.0)
+    assert torch.equal(block(input), plain(input))
+    block.execution = "sparse"
+    torch.testing.assert_close(block(input), plain(input), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("execution", ["dense", "sparse"])
+@pytest.mark.parametrize("name", IDENTITY)
+def test_closed_identity_block_returns_its_input(name: str, execution: str) -> None:
+    plain = plain_block(name).float()
+    kind = GatedBottleneck if isinstance(plain, Bottleneck) else GatedBasicBlock
+    block = kind(copy.deepcopy(plain), execution=execution)
+    force_gates(block, 0.0)
+    for input in (images(plain).float(), torch.randn(1, plain.conv1.in_channels, 5, 4)):
+        assert torch.equal(block(input), input)
+
+
+@pytest.mark.parametrize("execution", ["dense", "sparse"])
+def test_closed_projection_block_is_the_relu_of_its_shortcut(execution: str) -> None:
+    plain = plain_block("basic-stride").float()
+    block = GatedBasicBlock(copy.deepcopy(plain), execution=execution)
+    force_gates(block, 0.0)
+    input = images(plain).float()
+    assert torch.equal(block(input), F.relu(plain.downsample(input)))
+
+
+@pytest.mark.parametrize("name", ["bottleneck", "basic-stride"])
+def test_layer_gate(name: str) -> None:
+    plain = plain_block(name).float()
+    kind = GatedBottleneck if isinstance(plain, Bottleneck) else GatedBasicBlock
+    stride = kind(plain).stride
+    torch.manual_seed(8)
+    gate = LayerGate(plain.conv1.in_channels, stride=stride, init_std=5.0)
+    block = kind(copy.deepcopy(plain), gate=gate, execution="sparse").eval()
+    input = torch.rand(12, plain.conv1.in_channels, 6, 6)
+    with torch.no_grad():  # half of the images are to be skipped
+        logits = gate(input).logits
+        gate.classifier.bias[1] -= (logits[:, 1] - logits[:, 0]).median()
+    with record_gates(block) as record:
+        output = block(input)
+    is_open = record.gates[0].mask[:, 0, 0, 0]
+    assert 0 < is_open.sum() < 12
+    torch.testing.assert_close(output[is_open], plain(input)[is_open], rtol=1e-4, atol=1e-4)
+    skipped = input if plain.downsample is None else F.relu(plain.downsample(input))
+    assert torch.equal(output[~is_open], skipped[~is_open])
+
+
+def test_soft_mode_mixes() -> None:
+    plain = plain_block("basic").float()
+    gate = PixelGate(8, forward_mode="soft", generator=torch.Generator().manual_seed(0))
+    block = GatedBasicBlock(copy.deepcopy(plain), gate=gate).train()
+    input = images(plain).float()
+    with record_gates(block) as record:
+        output = block(input)
+    features = F.relu(plain.bn1(plain.conv1(input)))
+    branch = plain.bn2(plain.conv2(features))
+    torch.testing.assert_close(output, F.relu(input + record.gates[0].soft * branch))
+    block.execution = "sparse"
+    with pytest.raises(ValueError, match='execution="sparse"'):
+        block(input)
+
+
+@pytest.mark.parametrize("gate_grad", ["dense", "active", "none"])
+def test_auto_execution(gate_grad: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dense only while training a gate that is to see all pixels."""
+    plain = plain_block("basic")
+    block = block_of(plain, 0.3, gate_grad=gate_grad)
+    ran = []
+    for name in ("_dense", "_sparse"):
+        original = getattr(block, name)
+        monkeypatch.setattr(
+            block, name, lambda *a, name=name, original=original: ran.append(name) or original(*a)
+        )
+    block(images(plain))
+    block.eval()(images(plain))
+    block.train().gate.requires_grad_(False)
+    block(images(plain))
+    with torch.no_grad():
+        block(images(plain))
+    assert ran == ["_dense" if gate_grad == "dense" else "_sparse", *["_sparse"] * 3]
+
+
+@pytest.mark.parametrize("execution", ["dense", "sparse"])
+def test_a_frozen_gate_passes_no_gradient(execution: str) -> None:
+    plain = plain_block("basic")
+    block = block_of(plain, 0.3, execution=execution)
+    block.gate.requires_grad_(False)
+    found = results(block, block, images(plain))
+    block.gate_grad = "none"
+    wanted = expected(block, images(plain), True)
+    assert_same(found, wanted)
+
+
+@pytest.mark.parametrize("name", ["bottleneck", "bottleneck-projection", "basic-stride"])
+def test_frozen_batch_norm(name: str) -> None:
+    block = block_of(plain_block(name), 0.3)
+    before = copy.deepcopy(dict(block.named_buffers()))
+    block.train()(images(block._plain[0])).sum().backward()
+    assert all(torch.equal(value, before[key]) for key, value in block.named_buffers())
+    assert block.bn1.weight.grad.abs().max() > 0
+
+
+def active_oracle(block: nn.Module, input: Tensor) -> Tensor:
+    """Statistics over the pixels that sparse execution computes, written out."""
+
+    def norm(values: Tensor, layer: nn.BatchNorm2d, mask: Tensor) -> Tensor:
+        chosen = values.movedim(1, -1)[mask[:, 0]]  # (pixels, C)
+        mean, variance = chosen.mean(0), chosen.var(0, unbiased=False)
+        scaled = (values - mean[:, None, None]) / (variance + layer.eps).sqrt()[:, None, None]
+        return scaled * layer.weight[:, None, None] + layer.bias[:, None, None]
+
+    gate = block.gate(input)
+    grown = F.max_pool2d(gate.mask.double(), 3, 1, 1) > 0
+    features = F.relu(norm(block.conv1(input), block.bn1, grown))
+    features = F.relu(norm(block.conv2(features), block.bn2, gate.mask))
+    branch = norm(block.conv3(features), block.bn3, gate.mask)
+    return F.relu(input + gate.hard * branch)
+
+
+@pytest.mark.parametrize("execution", ["dense", "sparse"])
+@pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
+def test_active_batch_norm(density: float, execution: str) -> None:
+    plain = plain_block("bottleneck")
+    block = block_of(plain, density, batch_norm="active", execution=execution)
+    running = block.bn2.running_mean.clone()
+    found = results(block, block, images(plain))
+    assert torch.isfinite(found["output"]).all()
+    if density == 0:
+        assert torch.equal(found["output"], images(plain))
+        assert torch.equal(block.bn2.running_mean, running)
+        assert block.bn2.num_batches_tracked == 0
+        return
+    copied = copy.deepcopy(block)
+    assert_same(found, results(lambda leaf: active_oracle(copied, leaf), copied, images(plain)))
+    assert block.bn2.num_batches_tracked == 1
+    if density == 1:
+        torch_norm = copy.deepcopy(plain).train()
+        torch_norm(images(plain))
+        for name in ("bn1", "bn2", "bn3"):
+            ours, theirs = getattr(block, name), getattr(torch_norm, name)
+            torch.testing.assert_close(ours.running_mean, theirs.running_mean)
+            torch.testing.assert_close(ours.running_var, theirs.running_var)
+
+
+def test_active_batch_norm_in_evaluation_is_the_running_one() -> None:
+    plain = plain_block("bottleneck").float()
+    block = GatedBottleneck(copy.deepcopy(plain), batch_norm="active")
+    torch.testing.assert_close(block(images(plain).float()), plain(images(plain).float()))
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_state_dict_has_the_old_keys(name: str) -> None:
+    plain = plain_block(name)
+    block = block_of(plain, 0.3)
+    keys = list(block.state_dict())
+    old = list(plain.state_dict())
+    assert keys[: len(old)] == old
+    assert all(key.startswith("gate.") for key in keys[len(old) :])
+
+
+def test_parameters_are_shared_and_given_back() -> None:
+    plain = plain_block("bottleneck")
+    block = GatedBottleneck(plain)
+    assert block.conv2.weight is plain.conv2.weight
+    block.bn3 = nn.BatchNorm2d(16).double()
+    assert block.to_plain() is plain
+    assert plain.bn3 is block.bn3
+
+
+def test_macs_of_a_pixel() -> None:
+    bottleneck = GatedBottleneck(PLAIN["bottleneck-stride"]())
+    assert bottleneck.gate.pixel_macs == 4 * 16 * 4 + 4 * 4 * 9 + 4 * 16
+    assert GatedBasicBlock(PLAIN["basic-stride"]()).gate.pixel_macs == 2 * 8 * 8 * 9
+
+
+@pytest.mark.parametrize("name", ["bottleneck", "basic-stride"])
+@pytest.mark.parametrize("is_training", [True, False])
+@pytest.mark.parametrize("gate_grad", ["dense", "active"])
+def test_compiled(name: str, is_training: bool, gate_grad: str) -> None:
+    """fullgraph; new masks and a record do not compile anew more than once."""
+    plain = plain_block(name).float()
+    kind = GatedBottleneck if isinstance(plain, Bottleneck) else GatedBasicBlock
+    gate = PixelGate(
+        plain.conv1.in_channels, stride=kind(plain).stride, init_std=1.0, init_bias=0.0
+    )
+    block = kind(copy.deepcopy(plain), gate=gate, gate_grad=gate_grad).train(is_training)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(block, fullgraph=True, backend=counter)
+    for seed in range(3):
+        input = torch.rand(2, plain.conv1.in_channels, 6, 7)
+        found, wanted = [], []
+        for run, into in ((block, wanted), (compiled, found)):
+            torch.manual_seed(seed)
+            block.zero_grad()
+            with record_gates(block) as record:
+                output = run(input)
+            (output.sum() + record.gates[0].soft.mean()).backward()
+            into += [output, *(parameter.grad for parameter in block.parameters())]
+        torch.testing.assert_close(found, wanted)
+    assert counter.frame_count <= 2
+    torch._dynamo.reset()
+
+
+def test_gradients_of_a_small_block() -> None:
+    plain = plain_block("basic")
+    block = block_of(plain, 0.4, execution="sparse", gate_grad="none")
+    input = images(plain).requires_grad_()
+    assert torch.autograd.gradcheck(block, (input,))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"execution": "fast"}, "execution must be one of"),
+        ({"gate_grad": "all"}, "gate_grad must be one of"),
+        ({"batch_norm": "batch"}, "batch_norm must be one of"),
+    ],
+)
+def test_bad_options(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GatedBottleneck(PLAIN["bottleneck"](), **options)
+
+
+def test_bad_blocks() -> None:
+    with pytest.raises(ValueError, match="it has no layer conv3"):
+        GatedBottleneck(PLAIN["basic"]())
+    with pytest.raises(ValueError, match="it has a further layer conv3, a Conv2d"):
+        GatedBasicBlock(PLAIN["bottleneck"]())
+    block = PLAIN["basic"]()
+    block.bn1 = nn.InstanceNorm2d(8)
+    with pytest.raises(ValueError, match="its bn1 is a InstanceNorm2d"):
+        GatedBasicBlock(block)
+    block = PLAIN["basic"]()
+    block.relu = nn.SiLU()
+    with pytest.raises(ValueError, match="its relu is a SiLU, not a ReLU"):
+        GatedBasicBlock(block)
+    block = PLAIN["basic-stride"]()
+    block.downsample = None
+    with pytest.raises(ValueError, match="changes the shape without a downsample"):
+        GatedBasicBlock(block)
+    with pytest.raises(ValueError, match="perforate_f3=False mixes"):
+        GatedBottleneck(PLAIN["bottleneck-stride"](), perforate_f3=False)
+
+
+def test_a_gate_of_another_resolution() -> None:
+    block = GatedBasicBlock(PLAIN["basic-stride"](), gate=PixelGate(8))
+    with pytest.raises(ValueError, match=r"got \(2, 1, 6, 6\)\. Give the gate the stride"):
+        block(torch.rand(2, 8, 6, 6))
+
+
+def test_repr() -> None:
+    block = GatedBottleneck(PLAIN["bottleneck"](), perforate_f3=False, execution="dense")
+    assert "execution='dense', perforate_f3=False" in repr(block)

@@ -1,0 +1,156 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, without a network, in under nine minutes:
+#   tools/gpu_check.sh [--again] [--dry-run]
+# Builds for the GPU of this machine; runs the CUDA tests, compute-sanitizer on a small set of them,
+# the conformance of each PTX wrapper with the emulator, CUDA graphs, and the benchmark. Writes one
+# results file: device, driver, versions, commit, every measurement, and how each step ended.
+#
+# Needs torch 2.11 or newer with CUDA, nvcc, CMake, pytest, pytest-benchmark, hypothesis in the
+# environment of PYTHON (python3). A step that passed is not repeated by the next call on the same
+# commit and device; --again begins anew. --dry-run goes through the steps on a machine without a GPU:
+# tests are collected, not run, and the benchmark runs small problems on the CPU.
+set -uo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+python=${PYTHON:-python3}
+folder=${GPU_CHECK_FOLDER:-$root/build/gpu-check}
+mode=gpu
+for argument in "$@"; do
+  case $argument in
+    --again) rm -rf "$folder" ;;
+    --dry-run) mode=dry ;;
+    *) echo "usage: tools/gpu_check.sh [--again] [--dry-run]" >&2 && exit 2 ;;
+  esac
+done
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} PERFCONV_CUDA=1 PYTHONDONTWRITEBYTECODE=1
+outside=$root/build/outside # no perfconv in it
+mkdir -p "$folder" "$outside"
+
+# ---- the machine ---------------------------------------------------------------------------------
+
+torch_sees() { # the name of the GPU; a message and failure without one
+  "$python" - << 'PYTHON'
+import sys
+try:
+    import torch
+except ImportError:
+    sys.exit("this Python has no torch; set PYTHON to one that has")
+if not torch.cuda.is_available():
+    sys.exit(f"torch {torch.__version__} sees no GPU")
+if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11):
+    sys.exit(f"torch {torch.__version__} is older than 2.11")
+print(torch.cuda.get_device_name().replace(" ", "-"))
+PYTHON
+}
+
+if [ $mode = dry ]; then
+  device=none
+elif ! device=$(torch_sees 2>&1); then
+  echo "gpu_check: ${device##*$'\n'}. This script needs a GPU; --dry-run shows its steps." >&2
+  exit 3
+fi
+commit=$(git -C "$root" describe --always --dirty 2> /dev/null || echo unknown)
+state=$folder/state
+if [ "$(head -n 1 "$state" 2> /dev/null)" != "$commit $device $mode" ]; then
+  rm -rf "${folder:?}"/*
+  echo "$commit $device $mode" > "$state"
+fi
+results=$folder/results.jsonl
+
+# ---- steps ---------------------------------------------------------------------------------------
+
+# step NAME SECONDS COMMAND...: runs it once; "NAME passed|failed|skipped SECONDS" goes to the state.
+step() {
+  local name=$1 limit=$2 status=passed
+  shift 2
+  if grep -q "^$name \(passed\|skipped\)" "$state"; then
+    echo "===== $name: done before"
+    return
+  fi
+  sed -i "/^$name /d" "$state"
+  echo "===== $name (at most $limit s): $*"
+  local begin=$SECONDS
+  if [[ $1 == skip:* ]]; then
+    status=skipped
+  else
+    timeout "$limit" "$@" 2>&1 | tee "$folder/$name.log"
+    [ "${PIPESTATUS[0]}" = 0 ] || status=failed
+  fi
+  echo "$name $status $((SECONDS - begin))" >> "$state"
+  echo "===== $name: $status after $((SECONDS - begin)) s"
+}
+
+pytest=("$python" -m pytest -q -c "$root/pyproject.toml" --rootdir "$root" -p no:cacheprovider)
+if [ $mode = dry ]; then
+  pytest+=(--collect-only)
+else
+  export PERFCONV_REQUIRE_CUDA=1
+fi
+tests=$root/tests/cuda
+# One case of every kind of kernel, ragged sizes, no float64.
+small=(-m cuda -k "(plain or empty or groups or 2047) and not float64 and not graphs and not errors")
+
+sanitizer() { # NAME: a tool of compute-sanitizer over the small set, or the reason why not
+  if [ $mode = dry ]; then
+    step "$1" 45 "${pytest[@]}" "$tests" "${small[@]}"
+    return
+  fi
+  if ! command -v compute-sanitizer > /dev/null; then
+    step "$1" 0 skip:no-compute-sanitizer
+    return
+  fi
+  local filter=()
+  for option in --kernel-regex --kernel-name; do
+    if [ ${#filter[@]} = 0 ] && compute-sanitizer --help | grep -q -- "$option "; then
+      filter=("$option" kns=perfconv) # our kernels, not torch's
+    fi
+  done
+  # Without torch's cache every tensor is an allocation whose ends the tool knows.
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 step "$1" 45 compute-sanitizer --tool "$1" "${filter[@]}" \
+    --error-exitcode 99 "${pytest[@]}" "$tests" "${small[@]}"
+}
+
+cd "$root" || exit 1
+if [ $mode = dry ]; then
+  step build 10 echo "python setup.py build_ext --inplace, for the visible GPU"
+else
+  step build 120 "$python" setup.py --quiet build_ext --inplace
+fi
+if ! grep -q "^build passed" "$state"; then
+  echo "gpu_check: the build failed; the other steps need it" >&2
+  exit 1
+fi
+cd "$outside" || exit 1
+step tests 100 "${pytest[@]}" --maxfail 20 "$tests" -m cuda --ignore "$tests/test_graphs.py"
+step graphs 30 "${pytest[@]}" "$tests/test_graphs.py" -m cuda
+sanitizer memcheck
+sanitizer racecheck
+sanitizer initcheck
+if [ -f "$root/tests/emulator/test_conformance.py" ]; then
+  # What the GPU gives is kept in tests/emulator/golden, for the emulator to be compared with.
+  PERFCONV_WRITE_GOLDEN=1 step conformance 30 "${pytest[@]}" \
+    "$root/tests/emulator/test_conformance.py" -m cuda
+fi
+benchmark=("$python" "$root/benchmarks/bench_cuda.py" --output "$results")
+if [ $mode = dry ]; then
+  step benchmark 120 "${benchmark[@]}" --dry-run --filter c64-64-1x30x40-k3-dil1-bfloat16-random0.25
+else
+  step benchmark 120 "${benchmark[@]}"
+fi
+
+# ---- the results file ----------------------------------------------------------------------------
+
+sed -i '/^{"step":/d' "$results" 2> /dev/null
+tail -n +2 "$state" | while read -r name status seconds; do
+  printf '{"step": "%s", "status": "%s", "seconds": %d}\n' "$name" "$status" "$seconds"
+done >> "$results"
+echo "===== $results:"
+grep '^{"step":' "$results"
+if grep -q " failed " "$state"; then
+  echo "gpu_check: FAILED; the logs are in $folder"
+  exit 1
+fi
+if [ $mode = gpu ]; then
+  kept=$root/benchmarks/results/$(date +%F)-${device,,}.jsonl
+  cp "$results" "$kept"
+  echo "gpu_check: passed; commit $kept"
+fi
