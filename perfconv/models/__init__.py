@@ -1,6 +1,17 @@
 """Whole networks."""
 
+from perfconv.models.efficientnet_lite import EfficientNetLite0, square_input
+from perfconv.models.efficientnet_lite_weights import efficientnet_lite0_imagenet, find_cat_photo
 from perfconv.models.hed import HED, EdgeMaps, block_sizes
 from perfconv.models.hed_weights import hed_bsds500
 
-__all__ = ["HED", "EdgeMaps", "block_sizes", "hed_bsds500"]
+__all__ = [
+    "HED",
+    "EdgeMaps",
+    "EfficientNetLite0",
+    "block_sizes",
+    "efficientnet_lite0_imagenet",
+    "find_cat_photo",
+    "hed_bsds500",
+    "square_input",
+]
