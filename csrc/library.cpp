@@ -27,6 +27,14 @@ PERFCONV_LIBRARY(m) {
       "Tensor? packed_weight=None, int[2] stride=1, int[4] padding=0, int[2] dilation=1, "
       "int groups=1, str fill=\"zero\", str activation=\"none\", bool activate_base=False, "
       "float? expected_density=None, str algorithm=\"auto\", bool allow_tf32=False) -> Tensor");
+  // The same with base as the output: where the mask is False it stays, or is activated; adds_base
+  // makes it the residual too.
+  m.def(
+      "perforated_conv2d_into(Tensor(a!) base, Tensor input, Tensor weight, Tensor mask, "
+      "Tensor? bias=None, Tensor? active_idx=None, Tensor? count=None, "
+      "Tensor? packed_weight=None, int[2] stride=1, int[4] padding=0, int[2] dilation=1, "
+      "int groups=1, str activation=\"none\", bool adds_base=False, bool activate_base=False, "
+      "float? expected_density=None, str algorithm=\"auto\", bool allow_tf32=False) -> ()");
   m.def(
       "perforated_conv2d_dgrad(Tensor grad_output, Tensor weight, Tensor mask, "
       "Tensor? active_idx, Tensor? count, SymInt[2] input_size, bool channels_last, "

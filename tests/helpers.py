@@ -175,6 +175,8 @@ def run(function: Callable[..., Tensor], tensors: dict, problem: Problem, **opti
     leaves = {name: tensors[name] for name in OPERANDS if tensors[name] is not None}
     leaves = {name: value.detach().requires_grad_() for name, value in leaves.items()}
     output = function(mask=tensors["mask"], **leaves, **problem.options, **options)
+    if problem.fill == "none":  # inactive pixels hold anything
+        output = torch.where(tensors["mask"], output, 0)
     grads = torch.autograd.grad(output, list(leaves.values()), tensors["grad_output"])
     return {"output": output.detach(), **dict(zip(leaves, grads, strict=True))}
 
@@ -187,6 +189,7 @@ def away_from_kinks(problem: Problem, tensors: dict) -> Tensor:
     double = {name: to_double(tensors[name]) for name in (*OPERANDS, "mask")}
     options = {**problem.options, "activation": None}
     values = reference.perforated_conv2d(**double, **options)  # under the fill, as the slopes
+    values = torch.nan_to_num(values)
     grad = tensors["grad_output"]
     distance = 4 * torch.finfo(grad.dtype).eps * largest(values)
     for kink in KINKS.get(problem.activation, ()):
@@ -301,6 +304,8 @@ def check(
     if not with_gradients:
         arguments = {name: value for name, value in tensors.items() if name != "grad_output"}
         output = perfconv.perforated_conv2d(**arguments, **problem.options, algorithm=algorithm)
+        if problem.fill == "none":
+            output = torch.where(tensors["mask"], output, 0)
         assert_as_exact("output", output, exact["output"], dense["output"], sums["output"])
         return
     results = run(perfconv.perforated_conv2d, tensors, problem, algorithm=algorithm)

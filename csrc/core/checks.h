@@ -240,7 +240,8 @@ inline Fill parse_fill(const char* op, const std::string& name) {
   if (name == "zero") return Fill::kZero;
   if (name == "nearest") return Fill::kNearest;
   if (name == "passthrough") return Fill::kPassthrough;
-  fail(op, "fill must be \"zero\", \"nearest\" or \"passthrough\", got \"", name,
+  if (name == "none") return Fill::kNone;
+  fail(op, "fill must be \"zero\", \"nearest\", \"passthrough\" or \"none\", got \"", name,
        "\". Choose one of these.");
 }
 

@@ -72,6 +72,38 @@ inline ConvGeometry check_forward(const char* op, const ForwardTensors& t,
   return g;
 }
 
+// The bytes from the first element of a tensor to the end of its last one.
+struct MemoryRange {
+  const char* begin = nullptr;
+  const char* end = nullptr;
+
+  explicit MemoryRange(const Tensor& tensor) {
+    if (tensor.numel() == 0) return;
+    int64_t last = 0;
+    for (int64_t i = 0; i < tensor.dim(); ++i) last += (tensor.size(i) - 1) * tensor.stride(i);
+    begin = static_cast<const char*>(tensor.const_data_ptr());
+    end = begin + (last + 1) * tensor.element_size();
+  }
+  bool overlaps(const MemoryRange& other) const { return begin < other.end && other.begin < end; }
+};
+
+// A convolution whose output is base itself: the other tensors lie elsewhere.
+inline ConvGeometry check_forward_into(const char* op, const Tensor& base, const ForwardTensors& t,
+                                       const std::vector<int64_t>& stride,
+                                       const std::vector<int64_t>& padding,
+                                       const std::vector<int64_t>& dilation, int64_t groups) {
+  const ConvGeometry g =
+      check_forward(op, t, stride, padding, dilation, groups, Fill::kPassthrough);
+  const MemoryRange written(base);
+  if (written.overlaps(MemoryRange(t.input)) || written.overlaps(MemoryRange(t.weight)) ||
+      (t.bias && written.overlaps(MemoryRange(*t.bias)))) {
+    fail(op,
+         "base must not share memory with input, weight or bias, which are read while it is "
+         "written, got tensors that do. Give it a copy: base.clone().");
+  }
+  return g;
+}
+
 inline ConvGeometry check_grad(const char* op, const Tensor& grad_output, const char* operand_name,
                                const Tensor& operand, const Tensor& mask,
                                const std::vector<int64_t>& input_shape,

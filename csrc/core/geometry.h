@@ -6,8 +6,12 @@
 
 namespace perfconv {
 
-// What inactive output pixels hold.
-enum class Fill { kZero, kNearest, kPassthrough };
+// What inactive output pixels hold; under kNone they are not written.
+enum class Fill { kZero, kNearest, kPassthrough, kNone };
+
+// Whether a pass over active pixels leaves the inactive ones alone; the nearest fill has a pass of
+// its own afterwards.
+constexpr bool leaves_inactive(Fill fill) { return fill == Fill::kNearest || fill == Fill::kNone; }
 
 // Applied after bias and residual, at active pixels.
 enum class Activation { kNone, kRelu, kRelu6, kSilu, kHardswish };

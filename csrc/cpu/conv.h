@@ -32,7 +32,7 @@ void forward_gather_gemm(const ForwardProblem& problem);
 void forward_implicit_gemm(const ForwardProblem& problem);
 void forward_depthwise(const ForwardProblem& problem);
 
-// Inactive output pixels in the flat range [begin, end): zero or base. Nothing for kNearest.
+// Inactive output pixels in the flat range [begin, end): zero or base; else nothing.
 void fill_inactive(const ForwardProblem& problem, int64_t begin, int64_t end);
 void fill_inactive(const ForwardProblem& problem);
 

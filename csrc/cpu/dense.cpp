@@ -13,12 +13,15 @@
 namespace perfconv::cpu {
 namespace {
 
-// Residual and activation at active pixels, in place on channels_last memory.
-void finish_active(const ForwardProblem& problem) {
-  if (!problem.residual && problem.activation == Activation::kNone) return;
+// Residual and activation at the active pixels of image, into problem.output, which may be the same
+// tensor; both in channels_last memory.
+void finish_active(const ForwardProblem& problem, const Tensor& image) {
+  const bool is_in_place = image.const_data_ptr() == problem.output.const_data_ptr();
+  if (is_in_place && !problem.residual && problem.activation == Activation::kNone) return;
   const int64_t channels = problem.geometry.out_channels;
   visit_dtype("perforated_conv2d", problem.output.scalar_type(), [&]<class T>() {
     using Acc = AccumulateType<T>;
+    const T* from = data<T>(image);
     T* out = mutable_data<T>(problem.output);
     const T* residual = problem.residual ? data<T>(*problem.residual) : nullptr;
     const RowKernel<T, Acc>& row = row_kernel<T>(kernels());
@@ -28,7 +31,7 @@ void finish_active(const ForwardProblem& problem) {
         const int64_t offset = int64_t{problem.active->positions[i]} * channels;
         const T* plus = residual != nullptr ? residual + offset : nullptr;
         T* pixel = out + offset;
-        row.widen(pixel, sums.data(), channels);
+        row.widen(from + offset, sums.data(), channels);
         row.finish(sums.data(), channels, 1, nullptr, plus != nullptr ? &plus : nullptr,
                    problem.activation, &pixel, channels);
       }
@@ -83,18 +86,22 @@ Tensor forward_dense(const ForwardProblem& problem, bool channels_last) {
   ForwardProblem dense = problem;
   const ConvGeometry& g = problem.geometry;
   const Tensor image = dense_forward(problem.input, problem.weight, problem.bias, g);
-  const bool is_plain =
-      problem.fill == Fill::kZero && !problem.residual && problem.activation == Activation::kNone;
-  if (is_plain && !channels_last && image.is_contiguous()) {
+  if (problem.output.defined()) {
+    finish_active(problem, to_channels_last(image));
+    fill_inactive(problem);
+    return problem.output;
+  }
+  const bool has_epilogue = problem.residual || problem.activation != Activation::kNone;
+  if (problem.fill == Fill::kZero && !has_epilogue && !channels_last && image.is_contiguous()) {
     zero_inactive_planes(image, *problem.active);
     return image;
   }
   const bool is_full = problem.active->count == g.out_pixels();
-  if (is_full && !problem.residual && problem.activation == Activation::kNone) {
+  if ((is_full || problem.fill == Fill::kNone) && !has_epilogue) {
     return channels_last ? to_channels_last(image) : to_contiguous(image);
   }
   dense.output = to_channels_last(image);
-  finish_active(dense);
+  finish_active(dense, dense.output);
   fill_inactive(dense);
   if (dense.fill == Fill::kNearest) fill_nearest(dense.output, *dense.active);
   return in_layout(dense.output, channels_last);

@@ -1,4 +1,4 @@
-// What inactive output pixels hold: zero, the base image, or the nearest active pixel.
+// What inactive output pixels hold: zero, the base image, the nearest active pixel, or whatever.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -184,7 +184,7 @@ Tensor nearest_fill_grad(const Tensor& grad, const Tensor& mask) {
 }  // namespace
 
 void fill_inactive(const ForwardProblem& problem, int64_t begin, int64_t end) {
-  if (problem.fill == Fill::kNearest) return;
+  if (leaves_inactive(problem.fill)) return;
   const int64_t channels = problem.geometry.out_channels;
   visit_dtype("perforated_conv2d", problem.output.scalar_type(), [&]<class T>() {
     T* out = mutable_data<T>(problem.output);

@@ -122,7 +122,7 @@ Tensor multi_dilation_conv2d(const Tensor& input, const Tensor& weight, const Te
     if (bias) {
       branch.bias = torch::stable::contiguous(branch_tensor(*bias, bias->dim() == 1, k));
     }
-    branch.fill = Fill::kNearest;  // other pixels are left alone
+    branch.fill = Fill::kNone;
     branch.active = &list;
     forward_implicit_gemm(branch);
   });

@@ -1,6 +1,5 @@
 #include "cuda/dense.h"
 
-#include "core/conv_arguments.h"
 #include "core/dense_forward.h"
 #include "cuda/active.h"
 #include "cuda/device_call.h"
@@ -9,7 +8,7 @@
 
 namespace perfconv::cuda {
 
-Tensor forward_dense(const char* op, const DenseForward& tensors, const ConvGeometry& g,
+Tensor forward_dense(const char* op, const ForwardTensors& tensors, const ConvGeometry& g,
                      Epilogue epilogue) {
   const Tensor output =
       to_rows(dense_forward(to_rows(tensors.input), to_rows(tensors.weight), tensors.bias, g));

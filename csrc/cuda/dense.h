@@ -2,22 +2,13 @@
 // writes residual, activation and fill in place.
 #pragma once
 
-#include "core/checks.h"
+#include "core/conv_arguments.h"
 #include "cuda/kernels/launch.h"
 
 namespace perfconv::cuda {
 
-struct DenseForward {
-  const Tensor& input;
-  const Tensor& weight;
-  const Tensor& mask;
-  const OptionalTensor& bias;
-  const OptionalTensor& base;
-  const OptionalTensor& residual;
-};
-
 // The result as rows of channels. epilogue names activations and fill; its pointers are not used.
-Tensor forward_dense(const char* op, const DenseForward& tensors, const ConvGeometry& g,
+Tensor forward_dense(const char* op, const ForwardTensors& tensors, const ConvGeometry& g,
                      Epilogue epilogue);
 
 }  // namespace perfconv::cuda

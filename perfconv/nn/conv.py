@@ -25,8 +25,8 @@ class PerforatedConv2d(nn.Conv2d):
     ``layer.__class__ = PerforatedConv2d``.
 
     Args:
-        fill: what inactive output pixels hold: "zero", "nearest" or "passthrough" (the input,
-            which must then have the size of the output).
+        fill: what inactive output pixels hold: "zero", "nearest", "passthrough" (the input,
+            which must then have the size of the output) or "none" (whatever the memory held).
         mask_state: where ``forward`` finds its mask when none is given, or None.
         (all others): as in ``torch.nn.Conv2d``.
 

@@ -2,6 +2,7 @@
 
 from perfconv.ops import flops  # noqa: F401  (registers the formulas)
 from perfconv.ops.conv import explain, perforated_conv2d
+from perfconv.ops.conv_into import perforated_conv2d_into
 from perfconv.ops.gate import gate_mask
 from perfconv.ops.gather import gather_pixels, scatter_pixels
 from perfconv.ops.mask import (
@@ -26,5 +27,6 @@ __all__ = [
     "multi_dilation_conv2d",
     "pack_weight",
     "perforated_conv2d",
+    "perforated_conv2d_into",
     "scatter_pixels",
 ]

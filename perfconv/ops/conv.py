@@ -17,7 +17,7 @@ from perfconv.ops.arguments import (
 from perfconv.ops.conv_grad import differentiable_conv
 from perfconv.ops.mask import ActivePixels
 
-FILLS = ("zero", "nearest", "passthrough")
+FILLS = ("zero", "nearest", "passthrough", "none")
 ACTIVATIONS = (None, "relu", "relu6", "silu", "hardswish")
 ALGORITHMS = ("auto", "direct", "gather_gemm", "implicit_gemm", "dense")
 
@@ -46,7 +46,9 @@ def perforated_conv2d(
     Active pixels hold ``activation(conv2d(input, weight, bias) + residual)``, exactly what the
     dense convolution holds there: the input is dense and every tap reads it, active or not.
     Inactive pixels hold what ``fill`` says: 0, the value of the nearest active pixel of the image
-    (smallest squared distance, ties to the lowest flat index; 0 without any), or ``base``.
+    (smallest squared distance, ties to the lowest flat index; 0 without any), or ``base``. Under
+    "none" they are not written and hold whatever the memory held, for layers whose inactive
+    outputs nobody reads; NaN where torch fills new memory (``torch.use_deterministic_algorithms``).
 
     Args:
         input: (N, C_in, H, W) or (C_in, H, W), float32 / float64 / bfloat16 / float16. Any memory
@@ -56,7 +58,7 @@ def perforated_conv2d(
             ActivePixels of one, made once for several layers. Not differentiable.
         bias: (C_out,) or None.
         stride, padding, dilation, groups: as in ``torch.nn.functional.conv2d``; pixels, (h, w).
-        fill: "zero", "nearest" or "passthrough" (needs ``base``).
+        fill: "zero", "nearest", "passthrough" (needs ``base``) or "none".
         base: (N, C_out, H_out, W_out), what inactive pixels hold under "passthrough".
         residual: (N, C_out, H_out, W_out), added at active pixels before the activation.
         activation: None, "relu", "relu6", "silu" or "hardswish".
@@ -65,7 +67,8 @@ def perforated_conv2d(
             the count on the host; never needed for a correct result.
         algorithm: "direct", "gather_gemm", "implicit_gemm", "dense", or "auto", which takes the
             dense convolution above the measured break-even density. Only "dense" reads inputs
-            outside the active receptive field.
+            outside the active receptive field, and its weight gradient multiplies them by 0: train
+            what follows a "none" fill with another one.
         packed_weight: what ``pack_weight`` made of ``weight``, to save packing it in the call.
 
     Returns:
@@ -99,7 +102,7 @@ def perforated_conv2d(
     check_same_dtype(op, "bias", bias, input)
     check_same_dtype(op, "base", base, input)
     check_same_dtype(op, "residual", residual, input)
-    _check_names(op, fill, activation, algorithm, groups, expected_density)
+    check_names(op, fill, activation, algorithm, groups, expected_density)
     _check_flag(op, activate_base)
     active_idx: Tensor | None = None
     count: Tensor | None = None
@@ -182,7 +185,7 @@ def explain(
     """
     op = "explain"
     check_tensor(op, "input", input)
-    _check_names(op, fill, activation, algorithm, groups, expected_density)
+    check_names(op, fill, activation, algorithm, groups, expected_density)
     mask = mask.mask if isinstance(mask, ActivePixels) else mask
     check_bool_mask(op, mask)
     images = input.unsqueeze(0) if input.dim() == 3 else input
@@ -231,7 +234,7 @@ def torch_allows_tf32() -> bool:
     return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
 
 
-def _check_names(
+def check_names(
     op: str,
     fill: str,
     activation: str | None,

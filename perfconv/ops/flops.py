@@ -38,6 +38,20 @@ def conv_flops(
     return 2 * active_pixels(mask, images.size(0)) * weight.numel()
 
 
+@register_flop_formula(torch.ops.perfconv.perforated_conv2d_into, get_raw=True)
+def conv_into_flops(
+    base: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    *arguments: object,
+    out_val: None,
+    **options: object,
+) -> int:
+    """The same."""
+    return 2 * active_pixels(mask, base.size(0)) * weight.numel()
+
+
 @register_flop_formula(torch.ops.perfconv.gate_mask, get_raw=True)
 def gate_flops(
     input: Tensor, weight: Tensor, *arguments: object, out_val: tuple, **options: object

@@ -34,6 +34,8 @@ def call_macs(
     name = operator.name()
     if name == "perfconv::perforated_conv2d":
         return _perforated(_named(operator, args, kwargs), output)
+    if name == "perfconv::perforated_conv2d_into":
+        return _perforated(_named(operator, args, kwargs), args[0])
     formula = flop_registry.get(operator._overloadpacket)
     if formula is None:
         return None

@@ -39,7 +39,7 @@ def multi_dilation_conv2d(
         bias: (C_out,) for all branches, (K, C_out), or None.
         dilations: K numbers, 0 or more; 0 needs C_in = C_out.
         activation: None, "relu", "relu6", "silu" or "hardswish".
-        fill: "zero", "nearest" or "passthrough".
+        fill: "zero", "nearest", "passthrough" or "none".
         base: (N, C_out, H, W), what inactive pixels take with fill="passthrough".
 
     Returns:

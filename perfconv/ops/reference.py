@@ -90,7 +90,7 @@ def perforated_conv2d(
     if fill == "passthrough":
         assert base is not None
         return torch.where(mask, values, activate(base, activation) if activate_base else base)
-    return torch.where(mask, values, 0)
+    return torch.where(mask, values, torch.nan if fill == "none" else 0)
 
 
 def gate_mask(

@@ -72,6 +72,31 @@ def test_nothing_else_is_read_in_generated_problems(problem: Problem, dtype: tor
         check_finite(problem, dtype, algorithm, "contiguous")
 
 
+@pytest.mark.parametrize("algorithm", ["direct", "gather_gemm", "implicit_gemm"])
+def test_what_a_fill_left_out_is_not_read(algorithm: str) -> None:
+    """Two layers with nothing between: the first writes what the second reads, and no more."""
+    mask = Problem(density=0.05, batch=1, size=(14, 15)).tensors(torch.float32)["mask"]
+    halo = perfconv.expand_mask(mask, 3, padding=1)
+    generator = torch.Generator().manual_seed(2)
+    leaves = [
+        torch.randn(shape, generator=generator).requires_grad_()
+        for shape in ((1, 24, 14, 15), (32, 24, 1, 1), (32,), (16, 32, 3, 3), (16,))
+    ]
+    input, *first, second, bias = leaves
+    between = perfconv.perforated_conv2d(
+        input, first[0], halo, first[1], activation="relu", fill="none", algorithm=algorithm
+    )
+    assert between.isnan().all(1, keepdim=True).equal(~halo)  # new memory is NaN in the tests
+    output = perfconv.perforated_conv2d(between, second, mask, bias, padding=1, algorithm=algorithm)
+    expected = perfconv.perforated_conv2d(
+        torch.where(halo, between, 0), second, mask, bias, padding=1, algorithm=algorithm
+    )
+    assert torch.equal(output, expected)
+    for gradient in torch.autograd.grad(output.sum(), leaves):
+        assert gradient.isfinite().all(), f"gradient of shape {tuple(gradient.shape)}"
+        assert gradient.any()
+
+
 def test_the_test_can_fail() -> None:
     """Dense convolution reads everything."""
     with pytest.raises(AssertionError, match=r"output|gradient"):

@@ -31,6 +31,8 @@ PROBLEMS = {
     "passthrough": Problem(fill="passthrough"),
     "residual_relu": Problem(has_residual=True, activation="relu"),
     "relu6_nearest": Problem(activation="relu6", fill="nearest"),
+    "none": Problem(fill="none"),
+    "none_residual_relu": Problem(fill="none", has_residual=True, activation="relu"),
     "silu_residual": Problem(activation="silu", has_residual=True, has_bias=False),
     "hardswish_base": Problem(activation="hardswish", fill="passthrough", activate_base=True),
     "everything": Problem(

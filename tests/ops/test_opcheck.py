@@ -45,6 +45,15 @@ def conv(**options) -> Make:
     return make
 
 
+def into(**options) -> Make:
+    def make(requires_grad: bool, layout: str) -> tuple[tuple, dict]:  # it has no gradient
+        images = (operand(name, False, layout) for name in ("base", "input"))
+        shared = {"padding": [1, 1, 1, 1], "bias": operand("bias", False)}
+        return (*images, operand("weight", False), problem()["mask"]), shared | options
+
+    return make
+
+
 def dgrad(requires_grad: bool, layout: str) -> tuple[tuple, dict]:
     grad, weight = operand("grad_output", requires_grad, layout), operand("weight", requires_grad)
     listed = problem()["mask"], problem()["active_idx"], problem()["count"]
@@ -131,6 +140,11 @@ CASES: dict[str, tuple[str, Make]] = {
     "conv_dense": ("perforated_conv2d", conv(algorithm="dense")),
     "conv_gather": ("perforated_conv2d", conv(algorithm="gather_gemm")),
     "conv_direct": ("perforated_conv2d", conv(algorithm="direct")),
+    "conv_into": ("perforated_conv2d_into", into(adds_base=True, activation="relu")),
+    "conv_into_activated": (
+        "perforated_conv2d_into",
+        into(activation="silu", activate_base=True, algorithm="dense"),
+    ),
     "dgrad": ("perforated_conv2d_dgrad", dgrad),
     "wgrad": ("perforated_conv2d_wgrad", wgrad),
     "gate_mask": ("gate_mask", gate(False)),

@@ -94,7 +94,7 @@ struct BranchRows {
       const int branch = args.choice[p];
       const bool is_active = branch >= 0 && branch < args.branches;
       if (is_active && args.dilations[branch] != 0) continue;
-      if (!is_active && args.epilogue.fill == Fill::kNearest) continue;
+      if (!is_active && leaves_inactive(args.epilogue.fill)) continue;
       const void* source = is_active ? args.input : args.epilogue.base;
       for (int64_t c = threadIdx.x % 32 * kSize; c < channels; c += 32 * kSize) {
         const int64_t offset = p * channels + c;

@@ -47,7 +47,7 @@ __device__ __forceinline__ void fill_runs(const MaskArgs& mask, const Epilogue& 
 template <class T>
 __device__ __forceinline__ void fill_inactive(const MaskArgs& mask, const Epilogue& epilogue,
                                               int64_t channels, bool is_vectorised, void* output) {
-  if (epilogue.fill == Fill::kNearest) return;
+  if (leaves_inactive(epilogue.fill)) return;
   if (is_vectorised) {
     fill_runs<T, kRunSize<T>>(mask, epilogue, channels, output);
   } else {

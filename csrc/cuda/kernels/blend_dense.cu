@@ -65,7 +65,7 @@ cudaError_t launch_blend(const LaunchContext& context, StorageType storage, cons
       is_vectorised ? launch_active<T, kRunSize<T>>(context, mask, epilogue, channels, elements)
                     : launch_active<T, 1>(context, mask, epilogue, channels, elements);
     }
-    if (epilogue.fill != Fill::kNearest) {
+    if (!leaves_inactive(epilogue.fill)) {
       const unsigned blocks = grid_blocks(context, mask.pixels() * channels, kThreads * kRunSize<T>,
                                           kBlocksPerMultiprocessor);
       blend_fill_kernel<T><<<blocks, kThreads, 0, context.stream>>>(mask, epilogue, channels,

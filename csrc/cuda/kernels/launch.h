@@ -140,7 +140,7 @@ struct Epilogue {
   const void* base = nullptr;      // as the output, for Fill::kPassthrough
   Activation activation = Activation::kNone;
   Activation base_activation = Activation::kNone;
-  Fill fill = Fill::kZero;  // kNearest: inactive pixels are left alone
+  Fill fill = Fill::kZero;
 };
 
 struct ForwardArgs {

@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks)
   const T* base = static_cast<const T*>(args.epilogue.base);
   for (int64_t p = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32; p < pixels; p += warps) {
     const int branch = branch_of(args, p);
-    if (branch < 0 && args.epilogue.fill == Fill::kNearest) continue;  // filled afterwards
+    if (branch < 0 && leaves_inactive(args.epilogue.fill)) continue;
     for (uint32_t n = threadIdx.x % 32; n < channels; n += 32) {
       const int64_t offset = p * channels + n;
       if (branch < 0) {
