@@ -4,8 +4,9 @@
 // Conventions: mask is bool (N or 1, 1, H_out, W_out). padding is (top, bottom, left, right).
 // active_idx and count are the compacted mask where the caller has it; an operator may compact the
 // mask again instead of reading them (the CPU does). packed_weight is what pack_weight made of the
-// same weight; one that does not fit the weight is ignored. allow_tf32 lets CUDA round float32
-// factors to 10 bits of significand for the tensor cores; the CPU has no use for it.
+// same weight (one row a branch for several); one that does not fit is ignored. allow_tf32 lets
+// CUDA round float32 factors to 10 bits of significand for the tensor cores; the CPU has no use for
+// it.
 #include "core/registration.h"
 
 PERFCONV_LIBRARY(m) {
@@ -48,7 +49,8 @@ PERFCONV_LIBRARY(m) {
   // Dilation 0 copies the input. weight is (C_out, C_in, k, k), or one such for each dilation.
   m.def(
       "multi_dilation_conv2d(Tensor input, Tensor weight, Tensor choice, Tensor? bias, "
-      "Tensor? base, int[] dilations, str fill, str activation, bool allow_tf32=False) -> Tensor");
+      "Tensor? base, int[] dilations, str fill, str activation, bool allow_tf32=False, "
+      "Tensor? packed_weight=None) -> Tensor");
   m.def(
       "multi_dilation_dgrad(Tensor grad_output, Tensor weight, Tensor choice, int[] dilations, "
       "bool channels_last, bool allow_tf32=False) -> Tensor");

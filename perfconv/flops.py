@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from perfconv.nn.dilation_pool import MultiDilationPool
 from perfconv.nn.gate import BinaryGate
 from perfconv.nn.gate_record import GateRecord, record_gates
 from perfconv.nn.gated_block import GatedBlock
+from perfconv.nn.scale_gate import ScaleGate
 from perfconv.ops.macs import CallMacs, call_macs, touched_pixels
 
 LAYER, GATE, HALO, COMPACTION = "layer", "gate", "halo", "compaction"
@@ -149,6 +151,7 @@ class _Counter(TorchDispatchMode):
         self.rows: dict[tuple[str, str], Row] = {}
         self.running: list[tuple[str, nn.Module]] = []
         self.of_block: list[tuple[str, CallMacs]] = []  # calls of the gated block that is running
+        self.of_pool: list[tuple[str, CallMacs]] = []  # calls of the branches of a pool
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
@@ -161,10 +164,15 @@ class _Counter(TorchDispatchMode):
         macs = call_macs(func, args, kwargs or {}, output, self.batch)
         if macs is not None:
             block = next((m for _, m in self.running[::-1] if isinstance(m, GatedBlock)), None)
-            if any(isinstance(module, BinaryGate) for _, module in self.running):
+            pool = next(
+                (n for n, m in self.running[::-1] if isinstance(m, MultiDilationPool)), None
+            )
+            if any(isinstance(module, BinaryGate | ScaleGate) for _, module in self.running):
                 self.add(name, GATE, macs.active, macs.executed, macs.dense)
             elif block is not None and self.running[-1][1] in (block, *block.stage_convs()):
                 self.of_block.append((name, macs))
+            elif pool is not None:
+                self.of_pool.append((pool, macs))
             else:
                 self.add(name, LAYER, macs.active, macs.executed, macs.dense)
         return output
@@ -182,6 +190,22 @@ class _Counter(TorchDispatchMode):
     def _by_image(self, macs: Tensor) -> Tensor:
         """Shared out evenly where a layer sees another batch than the model."""
         return macs if len(macs) == self.batch else macs.sum().expand(self.batch) / self.batch
+
+    def close_pool(self, name: str, pool: MultiDilationPool, choice: Tensor | None) -> None:
+        """One row for the branches; those of a hard choice are one convolution, however it ran."""
+        calls = [macs for called, macs in self.of_pool if called == name]
+        self.of_pool = [call for call in self.of_pool if call[0] != name]
+        if not calls:
+            return
+        executed = torch.stack([self._by_image(macs.executed) for macs in calls]).sum(0)
+        active = torch.stack([self._by_image(macs.active) for macs in calls]).sum(0)
+        dense = torch.stack([self._by_image(macs.dense) for macs in calls]).sum(0)
+        if choice is not None and len(calls) > 1:
+            dense = active = self._by_image(calls[0].dense)
+            if choice.device.type != "meta" and 0 in pool.dilations:
+                convolved = choice != pool.dilations.index(0)
+                active = self._by_image(_share_of(calls[0].dense, convolved))
+        self.add(name, LAYER, active, executed, dense)
 
     def close_block(self, name: str, block: GatedBlock, input: Tensor, mask: Tensor) -> None:
         """Rows of a gated block, whichever way it ran: a layer's own pixels, and its halo."""
@@ -227,6 +251,10 @@ def _followed(model: nn.Module, counter: _Counter, record: GateRecord) -> Iterat
     def leave(name: str) -> Callable:
         def hook(module: nn.Module, inputs: tuple, output: Any) -> None:
             counter.running.pop()
+            if isinstance(module, MultiDilationPool):
+                choice = record.choices[-1].choice.choice if module.weighting == "pag" else None
+                with torch.utils._python_dispatch._disable_current_modes():
+                    counter.close_pool(name, module, choice)
             if isinstance(module, GatedBlock):
                 mask = record.calls[-1].gate.mask
                 with torch.utils._python_dispatch._disable_current_modes():

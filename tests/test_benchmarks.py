@@ -19,7 +19,15 @@ def scripts(monkeypatch):
     """The scripts as modules."""
     monkeypatch.syspath_prepend(str(FOLDER))
     threads = torch.get_num_threads()
-    names = ("problems", "timing", "timing_cuda", "bench_conv", "bench_cuda", "report")
+    names = (
+        "problems",
+        "timing",
+        "timing_cuda",
+        "bench_conv",
+        "bench_pool",
+        "bench_cuda",
+        "report",
+    )
     loaded = {}
     for name in names:
         spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
@@ -105,3 +113,13 @@ def test_a_wrong_result_is_not_timed_on_a_gpu(scripts, monkeypatch):
     monkeypatch.setattr(case, "perforated", lambda *_: torch.full((1, 16, 8, 8), torch.nan))
     with pytest.raises(AssertionError, match="is off by nan"):
         case.check()
+
+
+def test_pool_quick_run(scripts, tmp_path):
+    output = tmp_path / "pool.jsonl"
+    arguments = ["--quick", "--threads", "1", "--output", str(output)]
+    assert scripts["bench_pool"].main(arguments) == 0
+    head, *rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert head["threads"] == 1
+    assert [row["tied"] for row in rows] == [False, True]
+    assert all(row["ratio_to_one_dense"] > 0 and row["gate_ms"] > 0 for row in rows)

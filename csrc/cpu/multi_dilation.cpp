@@ -93,7 +93,8 @@ OptionalTensor packed_once(const Tensor& weight, const MultiDilation& problem,
 Tensor multi_dilation_conv2d(const Tensor& input, const Tensor& weight, const Tensor& choice,
                              const OptionalTensor& bias, const OptionalTensor& base,
                              const std::vector<int64_t>& dilations, const std::string& fill_name,
-                             const std::string& activation_name, bool /*allow_tf32*/) {
+                             const std::string& activation_name, bool /*allow_tf32*/,
+                             const OptionalTensor& packed_weight) {
   constexpr const char* kOp = "multi_dilation_conv2d";
   const Fill fill = parse_fill(kOp, fill_name);
   const Activation activation = parse_activation(kOp, activation_name);
@@ -101,7 +102,9 @@ Tensor multi_dilation_conv2d(const Tensor& input, const Tensor& weight, const Te
       check_multi_dilation(kOp, input, weight, choice, bias, base, dilations, fill);
   const ConvGeometry& g = problem.geometry;
   const BranchLists lists = branch_lists(kOp, choice, problem.branches());
-  const OptionalTensor packed = packed_once(weight, problem, lists);
+  const bool has_rows = packed_weight && packed_weight->dim() == 2 && !problem.is_tied &&
+                        packed_weight->size(0) == problem.branches();
+  const OptionalTensor packed = packed_weight ? packed_weight : packed_once(weight, problem, lists);
   ForwardProblem all{
       .geometry = g,
       .input = to_channels_last(input),
@@ -118,7 +121,7 @@ Tensor multi_dilation_conv2d(const Tensor& input, const Tensor& weight, const Te
     ForwardProblem branch = all;
     branch.geometry = problem.branch(k);
     branch.weight = branch_tensor(weight, problem.is_tied, k);
-    branch.packed = packed;
+    branch.packed = has_rows ? OptionalTensor(torch::stable::select(*packed_weight, 0, k)) : packed;
     if (bias) {
       branch.bias = torch::stable::contiguous(branch_tensor(*bias, bias->dim() == 1, k));
     }

@@ -97,7 +97,8 @@ void fill_unchosen(DeviceCall& call, const MultiDilationArgs& args) {
 Tensor multi_dilation_conv2d(const Tensor& input, const Tensor& weight, const Tensor& choice,
                              const OptionalTensor& bias, const OptionalTensor& base,
                              const std::vector<int64_t>& dilations, const std::string& fill_name,
-                             const std::string& activation_name, bool allow_tf32) {
+                             const std::string& activation_name, bool allow_tf32,
+                             const OptionalTensor& /*packed_weight*/) {
   constexpr const char* kOp = "multi_dilation_conv2d";
   const Fill fill = parse_fill(kOp, fill_name);
   const Activation activation = parse_activation(kOp, activation_name);

@@ -1,6 +1,7 @@
 """Modules built on the operators."""
 
 from perfconv.nn.conv import PerforatedConv2d, prepack
+from perfconv.nn.dilation_pool import MultiDilationPool
 from perfconv.nn.fuse import fuse
 from perfconv.nn.gate import BinaryGate, Gate, LayerGate, PixelGate
 from perfconv.nn.gate_record import (
@@ -16,6 +17,7 @@ from perfconv.nn.gated_block import GatedBlock
 from perfconv.nn.gated_blocks import GatedBasicBlock, GatedBottleneck
 from perfconv.nn.gated_conv import GatedConv2d
 from perfconv.nn.mask_state import MaskState
+from perfconv.nn.scale_gate import ScaleChoice, ScaleGate
 
 __all__ = [
     "BinaryGate",
@@ -28,8 +30,11 @@ __all__ = [
     "GatedConv2d",
     "LayerGate",
     "MaskState",
+    "MultiDilationPool",
     "PerforatedConv2d",
     "PixelGate",
+    "ScaleChoice",
+    "ScaleGate",
     "force_gates",
     "fuse",
     "gates",

@@ -1,7 +1,7 @@
 """PerforatedConv2d, the drop-in layer, and prepack."""
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,16 @@ from perfconv.ops.mask import ActivePixels
 from perfconv.ops.pack import pack_weight
 
 Model = TypeVar("Model", bound=nn.Module)
+
+
+@runtime_checkable
+class KeepsPack(Protocol):
+    """A layer whose weight ``prepack`` packs."""
+
+    weight: nn.Parameter
+    _parameters: dict
+
+    def keep_pack(self) -> None: ...
 
 
 class PerforatedConv2d(nn.Conv2d):
@@ -110,6 +120,12 @@ class PerforatedConv2d(nn.Conv2d):
             packed_weight=self.current_pack(),
         )
 
+    def keep_pack(self) -> None:
+        """Packs the weight for all later calls; ``prepack`` calls this."""
+        self.weight.requires_grad_(False)
+        self._packed_version = version(self.weight)
+        self._packed_weight = pack_weight(self.weight, groups=self.groups)
+
     def current_pack(self) -> Tensor | None:
         """The kept pack, unless a gradient is wanted or the weight was edited in place since."""
         if self._packed_weight is None or self.weight.requires_grad:
@@ -168,9 +184,7 @@ def prepack(model: Model) -> Model:
             "prepack: the model must be in eval mode, got one in training mode. Call model.eval()."
         )
     layers = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, PerforatedConv2d)
+        name: module for name, module in model.named_modules() if isinstance(module, KeepsPack)
     }
     for name, layer in layers.items():
         if "weight" not in layer._parameters:
@@ -180,9 +194,7 @@ def prepack(model: Model) -> Model:
                 "remove_parametrizations, or torch.nn.utils.prune.remove."
             )
     for layer in layers.values():
-        layer.weight.requires_grad_(False)
-        layer._packed_version = version(layer.weight)
-        layer._packed_weight = pack_weight(layer.weight, groups=layer.groups)
+        layer.keep_pack()
     return model
 
 

@@ -2,7 +2,7 @@
 
 import copy
 from itertools import pairwise
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import nn
@@ -14,13 +14,21 @@ from perfconv.nn.gated_block import GatedBlock
 Model = TypeVar("Model", bound=nn.Module)
 
 
+@runtime_checkable
+class FoldsBranches(Protocol):
+    """A pooling module, whose branches become one packed weight."""
+
+    def fuse_branches(self) -> None: ...
+
+
 def fuse(model: Model) -> Model:
     """A copy of ``model`` for inference: BatchNorm folded into convolutions, weights packed.
 
     Folded are the layers of gated blocks, where the shift of a BatchNorm becomes a bias that is
-    added at active pixels only, and every ``nn.Conv2d`` that a BatchNorm follows in an
-    ``nn.Sequential``, such as a projection. Nothing is folded across a layer with a hook: somebody
-    looks at what is between. State-dict keys change: keep the unfused model for training.
+    added at active pixels only, the branches of pooling modules, and every ``nn.Conv2d`` that a
+    BatchNorm follows in an ``nn.Sequential``, such as a projection. Nothing is folded across a
+    layer with a hook: somebody looks at what is between. State-dict keys change: keep the
+    unfused model for training.
 
     Args:
         model: in eval mode; left as it is.
@@ -48,6 +56,8 @@ def fuse(model: Model) -> Model:
             for stage in module.stages:
                 _fold(module, stage.conv, stage.norm)
                 _perforate(module, stage.conv)
+        elif isinstance(module, FoldsBranches):
+            module.fuse_branches()
         elif isinstance(module, nn.Sequential):
             names = list(module._modules)
             for name, following in pairwise(names):

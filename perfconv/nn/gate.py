@@ -2,13 +2,16 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from perfconv.ops.arguments import IntPair, int_pair
+
+if TYPE_CHECKING:
+    from perfconv.nn.gate_record import GateRecord
 
 FORWARD_MODES = ("straight_through", "soft")
 SKIP, COMPUTE = 0, 1  # the channels of the logits
@@ -25,13 +28,61 @@ class Gate(NamedTuple):
     mask: Tensor  # (N, 1, H_out, W_out), bool, True = compute; hard as a bool
 
 
-class Recorder(Protocol):
-    """What a gate tells its results to (perfconv.nn.gate_record)."""
+class NoisyGate(nn.Module):
+    """What all gates have in common: Gumbel noise on logits while training, and its temperature.
 
-    def add(self, name: str, gate: Gate, pixel_macs: int) -> None: ...
+    Attributes: those of :class:`BinaryGate` with these names.
+    """
+
+    def __init__(
+        self, *, temperature: float, forward_mode: str, generator: torch.Generator | None
+    ) -> None:
+        super().__init__()
+        if forward_mode not in FORWARD_MODES:
+            raise ValueError(
+                f"{type(self).__name__}: forward_mode must be one of "
+                f"{', '.join(map(repr, FORWARD_MODES))}, got {forward_mode!r}. Choose one of these."
+            )
+        self.temperature = temperature
+        self.forward_mode = forward_mode
+        self.generator = generator
+        self._recorders: tuple[tuple[GateRecord, str], ...] = ()
+
+    @property
+    def temperature(self) -> float:
+        return self._temperature
+
+    @temperature.setter
+    def temperature(self, value: float) -> None:
+        if not value > 0:
+            raise ValueError(
+                f"{type(self).__name__}: temperature must be above 0, got {value}. End the "
+                "schedule at a small positive number."
+            )
+        self._temperature = float(value)
+
+    def noisy(self, logits: Tensor) -> Tensor:
+        """Logits (N, K, ...) with Gumbel noise; their argmax is a sample of the softmax."""
+        uniform = self._draw(logits, self.generator)
+        if self.forward_mode == "soft":  # spec of the authors' layer, clamps included
+            uniform = (uniform + 1e-5) / 1.001
+            logits = ((logits.softmax(1) + 0.001) / 1.001).log()
+        else:
+            uniform = uniform.clamp(min=torch.finfo(uniform.dtype).tiny)
+        return logits - torch.log(-torch.log(uniform))
+
+    def _draw(self, like: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Uniform numbers in [0, 1), of the shape, dtype and device of ``like``."""
+        if generator is not None and is_in_backward():
+            raise RuntimeError(
+                f"{type(self).__name__}: a checkpointed block is computed again, and the noise of "
+                "an own generator cannot be drawn again, got a generator. Leave generator out "
+                "and call torch.manual_seed."
+            )
+        return torch.rand(like.shape, generator=generator, dtype=like.dtype, device=like.device)
 
 
-class BinaryGate(nn.Module):
+class BinaryGate(NoisyGate):
     """What gates have in common: from two logits per pixel or image to a decision.
 
     Training: Gumbel noise m, soft = softmax((logits + m) / temperature)[compute], and hard is the
@@ -56,34 +107,12 @@ class BinaryGate(nn.Module):
         forward_mode: str = "straight_through",
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__()
-        if forward_mode not in FORWARD_MODES:
-            raise ValueError(
-                f"{type(self).__name__}: forward_mode must be one of "
-                f"{', '.join(map(repr, FORWARD_MODES))}, got {forward_mode!r}. Choose one of these."
-            )
-        self.temperature = temperature
-        self.forward_mode = forward_mode
-        self.generator = generator
+        super().__init__(temperature=temperature, forward_mode=forward_mode, generator=generator)
         self.pixel_macs = 0
         self._forced_density: float | None = None
         self._forced_generator: torch.Generator | None = None
-        self._recorders: tuple[tuple[Recorder, str], ...] = ()
         self._training_calls = 0
         self._has_warned = False
-
-    @property
-    def temperature(self) -> float:
-        return self._temperature
-
-    @temperature.setter
-    def temperature(self, value: float) -> None:
-        if not value > 0:
-            raise ValueError(
-                f"{type(self).__name__}: temperature must be above 0, got {value}. End the "
-                "schedule at a small positive number."
-            )
-        self._temperature = float(value)
 
     @property
     def is_relaxed(self) -> bool:
@@ -101,7 +130,8 @@ class BinaryGate(nn.Module):
             soft = _compute_share(values)
             hard = mask = self._forced_mask(soft, size)
         elif self.training:
-            noisy, soft = self._noisy(values)
+            noisy = self.noisy(values)
+            soft = _compute_share(noisy / self.temperature)
             mask = _is_open(noisy)
             hard = mask + (soft - soft.detach())  # exactly 0 or 1: the bracket is 0
             self._warn_if_saturated(soft)
@@ -120,17 +150,6 @@ class BinaryGate(nn.Module):
             recorder.add(name, gate, self.pixel_macs)
         return gate
 
-    def _noisy(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits with noise, and the relaxed sample of them."""
-        uniform = self._draw(logits, self.generator)
-        if self.forward_mode == "soft":  # spec of the authors' layer, clamps included
-            uniform = (uniform + 1e-5) / 1.001
-            logits = ((logits.softmax(1) + 0.001) / 1.001).log()
-        else:
-            uniform = uniform.clamp(min=torch.finfo(uniform.dtype).tiny)
-        noisy = logits - torch.log(-torch.log(uniform))
-        return noisy, _compute_share(noisy / self.temperature)
-
     def _forced_mask(self, soft: Tensor, size: Sequence[int]) -> Tensor:
         density = self._forced_density
         assert density is not None
@@ -139,16 +158,6 @@ class BinaryGate(nn.Module):
                 (soft.size(0), 1, *size), density == 1, dtype=torch.bool, device=soft.device
             )
         return self._draw(soft, self._forced_generator) < density
-
-    def _draw(self, like: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Uniform numbers in [0, 1), of the shape, dtype and device of ``like``."""
-        if generator is not None and is_in_backward():
-            raise RuntimeError(
-                f"{type(self).__name__}: a checkpointed block is computed again, and the noise of "
-                "an own generator cannot be drawn again, got a generator. Leave generator out "
-                "and call torch.manual_seed."
-            )
-        return torch.rand(like.shape, generator=generator, dtype=like.dtype, device=like.device)
 
     def _warn_if_saturated(self, soft: Tensor) -> None:
         """One warning in the life of a gate; reads a mean on every 64th training call."""

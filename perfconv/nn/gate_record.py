@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from perfconv.nn.gate import BinaryGate, Gate, is_in_backward
+from perfconv.nn.gate import BinaryGate, Gate, NoisyGate, is_in_backward
+from perfconv.nn.scale_gate import ScaleChoice, ScaleGate
 from perfconv.ops.mask import density as mask_density
 
+AnyGate = TypeVar("AnyGate", bound=NoisyGate)
 COMPILED = "_orig_mod."  # what torch.compile puts before the names of a module's children
 
 
@@ -31,21 +33,51 @@ class _Link(NamedTuple):
     before: "_Link | None"
 
 
+class ChoiceCall(NamedTuple):
+    """One call of one gate over K branches."""
+
+    name: str  # of the pooling module that owns the gate, as in named_modules()
+    choice: ScaleChoice
+
+
+class _ChoiceLink(NamedTuple):
+    call: ChoiceCall
+    before: "_ChoiceLink | None"
+
+
 class GateRecord:
-    """The calls of every gate while a ``record_gates`` context is open, in call order."""
+    """The calls of every gate while a ``record_gates`` context is open, in call order.
+
+    Gates over K branches are recorded apart, in ``choices``: the density loss has no say in them.
+    """
 
     # A linked list: torch.compile guards the length of a list, and would compile anew for every
     # further call of a model in one context.
     _last: _Link | None = None
+    _last_choice: _ChoiceLink | None = None
 
     def add(self, name: str, gate: Gate, pixel_macs: int) -> None:
         if not is_in_backward():  # a checkpointed block runs twice
             self._last = _Link(GateCall(name, gate, pixel_macs), self._last)
 
+    def add_choice(self, name: str, choice: ScaleChoice) -> None:
+        if not is_in_backward():
+            self._last_choice = _ChoiceLink(ChoiceCall(name, choice), self._last_choice)
+
     @property
     def calls(self) -> list[GateCall]:
         calls = []
         link = self._last
+        while link is not None:
+            calls.append(link.call)
+            link = link.before
+        return calls[::-1]
+
+    @property
+    def choices(self) -> list[ChoiceCall]:
+        """Scale choices, in call order."""
+        calls = []
+        link = self._last_choice
         while link is not None:
             calls.append(link.call)
             link = link.before
@@ -96,7 +128,7 @@ def record_gates(model: nn.Module) -> Iterator[GateRecord]:
         (1, torch.Size([2, 1, 5, 5]))
     """
     record = GateRecord()
-    found = gates(model)
+    found: dict[str, BinaryGate | ScaleGate] = {**gates(model), **scale_gates(model)}
     for name, gate in found.items():
         gate._recorders = (*gate._recorders, (record, name))
     try:
@@ -115,10 +147,19 @@ def gates(model: nn.Module) -> dict[str, BinaryGate]:
         >>> list(gates(nn.ModuleDict({"stem": nn.ReLU(), "gate": perfconv.nn.PixelGate(4)})))
         ['gate']
     """
+    return _named(model, BinaryGate)
+
+
+def scale_gates(model: nn.Module) -> dict[str, ScaleGate]:
+    """Every gate over K branches of ``model``, by the name of the module that owns it."""
+    return _named(model, ScaleGate)
+
+
+def _named(model: nn.Module, kind: type[AnyGate]) -> dict[str, AnyGate]:
     return {
         name.replace(COMPILED, "").removesuffix(".gate"): module
         for name, module in model.named_modules()
-        if isinstance(module, BinaryGate)
+        if isinstance(module, kind)
     }
 
 
@@ -156,7 +197,7 @@ def force_gates(
 
 
 def set_temperature(model: nn.Module, temperature: float) -> None:
-    """Sets the temperature of every gate of ``model``: the step of a schedule.
+    """Sets the temperature of every gate of ``model``, scale gates too: the step of a schedule.
 
     Raises:
         ValueError: ``temperature`` is not above 0, or ``model`` has no gate.
@@ -167,7 +208,9 @@ def set_temperature(model: nn.Module, temperature: float) -> None:
         >>> gate.temperature
         0.505
     """
-    for gate in _some_gates("set_temperature", model):
+    scales = scale_gates(model)
+    binary = list(gates(model).values()) if scales else _some_gates("set_temperature", model)
+    for gate in [*binary, *scales.values()]:
         gate.temperature = temperature
 
 

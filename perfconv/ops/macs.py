@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import flop_registry
 
 from perfconv import _ext
-from perfconv.ops import flops  # noqa: F401  (registers the formulas)
+from perfconv.ops import flops
 
 
 class CallMacs(NamedTuple):
@@ -36,6 +36,8 @@ def call_macs(
         return _perforated(_named(operator, args, kwargs), output)
     if name == "perfconv::perforated_conv2d_into":
         return _perforated(_named(operator, args, kwargs), args[0])
+    if name == "perfconv::multi_dilation_conv2d":
+        return _multi_dilation(_named(operator, args, kwargs), output)
     formula = flop_registry.get(operator._overloadpacket)
     if formula is None:
         return None
@@ -74,6 +76,19 @@ def _perforated(call: dict, output: object) -> CallMacs:
     active = mask.flatten(1).sum(1).to("cpu", torch.float64) * pixel_macs  # (N,)
     executed = dense if _is_dense(call, images, weight, output, mask) else active
     return CallMacs(active, executed, dense)
+
+
+def _multi_dilation(call: dict, output: object) -> CallMacs:
+    """One convolution wherever a pixel chose one; dense is one convolution at every pixel."""
+    assert isinstance(output, Tensor)
+    choice, pixel_macs = call["choice"], call["weight"].shape[-4:].numel()
+    batch, area = output.size(0), output.size(2) * output.size(3)
+    dense = torch.full((batch,), float(area * pixel_macs), dtype=torch.float64, device="cpu")
+    if choice.device.type == "meta" or isinstance(choice, FakeTensor):
+        return CallMacs(dense, dense, dense)
+    pixels = [flops.convolved_pixels(one, call["dilations"]) for one in choice]
+    active = torch.tensor(pixels, dtype=torch.float64) * pixel_macs  # (N,)
+    return CallMacs(active, active, dense)
 
 
 def _is_dense(call: dict, images: Tensor, weight: Tensor, output: Tensor, mask: Tensor) -> bool:

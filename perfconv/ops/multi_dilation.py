@@ -23,6 +23,7 @@ def multi_dilation_conv2d(
     activation: str | None = None,
     fill: str = "zero",
     base: Tensor | None = None,
+    packed_weight: Tensor | None = None,
 ) -> Tensor:
     """A 2-D convolution, stride 1 and same padding, with one dilation for each pixel.
 
@@ -41,6 +42,7 @@ def multi_dilation_conv2d(
         activation: None, "relu", "relu6", "silu" or "hardswish".
         fill: "zero", "nearest", "passthrough" or "none".
         base: (N, C_out, H, W), what inactive pixels take with fill="passthrough".
+        packed_weight: what ``pack_weight`` made of ``weight``, to save packing it in the call.
 
     Returns:
         (N, C_out, H, W), dtype, device and memory format of ``input``.
@@ -59,7 +61,10 @@ def multi_dilation_conv2d(
         [[[[1.0, 4.0], [0.0, 4.0]]]]
     """
     op = "multi_dilation_conv2d"
-    for name, value in (("input", input), ("weight", weight), ("bias", bias), ("base", base)):
+    for name, value in (
+        ("input", input), ("weight", weight), ("bias", bias), ("base", base),
+        ("packed_weight", packed_weight),
+    ):  # fmt: skip
         if value is not None or name in ("input", "weight"):
             check_tensor(op, name, value)  # type: ignore[arg-type]
     input, weight, bias, base = autocast(input, weight, bias, base)
@@ -86,5 +91,5 @@ def multi_dilation_conv2d(
         choice = choice.clamp(-2, len(dilations))
     return differentiable_multi_dilation(
         input, weight, choice.int(), bias, base, list(dilations), fill, activation or "none",
-        torch_allows_tf32(),
+        torch_allows_tf32(), packed_weight,
     )  # fmt: skip

@@ -23,6 +23,7 @@ from perfconv.ops.conv_grad import (
 def _conv_fake(
     input: Tensor, weight: Tensor, choice: Tensor, bias: Tensor | None, base: Tensor | None,
     dilations: Sequence[int], fill: str, activation: str, allow_tf32: bool = False,
+    packed_weight: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     check_one_device(
         "multi_dilation_conv2d", "input", input, weight=weight, choice=choice, bias=bias, base=base
@@ -78,7 +79,7 @@ def _convolutions(dilations: Sequence[int]) -> list[int]:
 
 
 def _conv_setup(ctx: Context, inputs: tuple, output: Tensor) -> None:
-    input, weight, choice, bias, base, dilations, fill, activation, allow_tf32 = inputs
+    input, weight, choice, bias, base, dilations, fill, activation, allow_tf32, _ = inputs
     keeps_output = activation in ("relu", "relu6")
     ctx.save_for_backward(input, weight, choice, bias, output if keeps_output else None)
     ctx.dilations, ctx.fill, ctx.activation = list(dilations), fill, activation
@@ -99,7 +100,7 @@ def _conv_backward(ctx: Context, grad: Tensor) -> tuple:
         value = output
         if value is None:
             value = differentiable_multi_dilation(
-                input, weight, choice, bias, None, dilations, "zero", "none", allow_tf32
+                input, weight, choice, bias, None, dilations, "zero", "none", allow_tf32, None
             )
         slope = activation_grad(grad, ctx.activation, value)
         grad = torch.where(_chosen(choice, _copies(dilations)), grad, slope)
@@ -113,7 +114,7 @@ def _conv_backward(ctx: Context, grad: Tensor) -> tuple:
         )
     if bias is not None and needs[3]:
         bias_grad = _bias_grad(grad, choice, bias, dilations)
-    return input_grad, weight_grad, None, bias_grad, base_grad, None, None, None, None
+    return input_grad, weight_grad, None, bias_grad, base_grad, *[None] * 5
 
 
 def _bias_grad(grad: Tensor, choice: Tensor, bias: Tensor, dilations: Sequence[int]) -> Tensor:
@@ -140,7 +141,7 @@ def _dgrad_backward(ctx: Context, grad: Tensor) -> tuple:
     output_grad = weight_grad = None
     if ctx.needs_input_grad[0]:
         output_grad = differentiable_multi_dilation(
-            grad, weight, choice, None, None, ctx.dilations, "zero", "none", ctx.allow_tf32
+            grad, weight, choice, None, None, ctx.dilations, "zero", "none", ctx.allow_tf32, None
         )
     if ctx.needs_input_grad[1]:
         weight_grad = differentiable_multi_dilation_wgrad(
@@ -163,7 +164,7 @@ def _wgrad_backward(ctx: Context, grad: Tensor) -> tuple:
     convolved = torch.where(_chosen(choice, _copies(ctx.dilations)), -1, choice)
     if ctx.needs_input_grad[0]:
         output_grad = differentiable_multi_dilation(
-            input, grad, convolved, None, None, ctx.dilations, "zero", "none", ctx.allow_tf32
+            input, grad, convolved, None, None, ctx.dilations, "zero", "none", ctx.allow_tf32, None
         )
     if ctx.needs_input_grad[1]:
         input_grad = differentiable_multi_dilation_dgrad(

@@ -14,16 +14,17 @@ def pack_weight(weight: Tensor, *, groups: int = 1) -> Tensor:
     it. ``perfconv.prepack`` keeps one in each layer of a model.
 
     Args:
-        weight: (C_out, C_in / groups, K_h, K_w).
+        weight: (C_out, C_in / groups, K_h, K_w), or (K, C_out, C_in, k, k) for the branches of
+            ``multi_dilation_conv2d``.
         groups: of the convolution.
 
     Returns:
         A flat tensor whose length and dtype are those of the kernels in use; an empty one on CUDA,
-        whose kernels read channels_last weights as they are.
+        whose kernels read channels_last weights as they are. (K, length) for branches.
 
     Raises:
         TypeError: ``weight`` is not a floating-point tensor, or ``groups`` is not an int.
-        ValueError: ``weight`` is not 4-D, or C_out is not a multiple of ``groups``.
+        ValueError: ``weight`` is not 4-D or 5-D, or C_out is not a multiple of ``groups``.
 
     Notes: not differentiable. Deterministic.
     Example:
@@ -32,6 +33,8 @@ def pack_weight(weight: Tensor, *, groups: int = 1) -> Tensor:
     """
     check_tensor("pack_weight", "weight", weight)
     check_int("pack_weight", "groups", groups)
+    if weight.dim() == 5:
+        return torch.stack([torch.ops.perfconv.pack_weight(one, groups) for one in weight.detach()])
     return torch.ops.perfconv.pack_weight(weight.detach(), groups)
 
 

@@ -202,6 +202,19 @@ def test_gradcheck(case: Case) -> None:
     assert torch.autograd.gradgradcheck(function, leaves)
 
 
+@pytest.mark.parametrize("name", ["tied", "untied", "all-active", "untied-shared-bias"])
+def test_packed_weights(name: str) -> None:
+    """The same bits with a pack; one of other weights is noticed and not used."""
+    case = CASES[name]
+    tensors = case.tensors(torch.float32)
+    arguments = [tensors[operand] for operand in ("input", "weight", "choice", "bias")]
+    expected = perfconv.multi_dilation_conv2d(*arguments, **case.options)
+    for weight in (tensors["weight"], tensors["weight"] + 1, tensors["weight"][:1]):
+        packed = perfconv.pack_weight(weight)
+        found = perfconv.multi_dilation_conv2d(*arguments, **case.options, packed_weight=packed)
+        assert torch.equal(found, expected)
+
+
 def test_compile() -> None:
     case = CASES["relu"]
     tensors = case.tensors(torch.float32)
