@@ -4,7 +4,7 @@
 is the drop-in layer. Importing this package never touches CUDA.
 """
 
-from perfconv import flops, losses, nn, schedules
+from perfconv import flops, losses, metrics, nn, schedules
 from perfconv._ext import build_info, cuda_error, has_cuda
 from perfconv.convert import convert, unconvert
 from perfconv.nn import (
@@ -53,6 +53,7 @@ __all__ = [
     "gather_pixels",
     "has_cuda",
     "losses",
+    "metrics",
     "multi_dilation_conv2d",
     "nn",
     "pack_weight",

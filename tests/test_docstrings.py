@@ -11,7 +11,7 @@ import perfconv
 
 MODULES = [
     module.name
-    for package in (perfconv.ops, perfconv.nn, perfconv.losses)
+    for package in (perfconv.ops, perfconv.nn, perfconv.losses, perfconv.metrics)
     for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
 ] + ["perfconv.convert", "perfconv.flops", "perfconv.schedules"]
 
