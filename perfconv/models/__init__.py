@@ -1,5 +1,6 @@
 """Whole networks."""
 
+from perfconv.models.augmentation import predict_augmented
 from perfconv.models.efficientnet_lite import EfficientNetLite0, square_input
 from perfconv.models.efficientnet_lite_weights import efficientnet_lite0_imagenet, find_cat_photo
 from perfconv.models.hed import HED, EdgeMaps, block_sizes
@@ -13,5 +14,6 @@ __all__ = [
     "efficientnet_lite0_imagenet",
     "find_cat_photo",
     "hed_bsds500",
+    "predict_augmented",
     "square_input",
 ]
