@@ -13,6 +13,13 @@ def is_foldable(module: nn.Module) -> bool:
     return type(module) in known and isinstance(module.running_mean, Tensor)
 
 
+def freeze_statistics(module: nn.Module) -> None:
+    """Every BatchNorm below takes its stored statistics, until the next ``train()``."""
+    for child in module.modules():
+        if isinstance(child, _BatchNorm):
+            child.eval()
+
+
 def folded(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of the one convolution that is ``conv`` followed by ``norm``.
 

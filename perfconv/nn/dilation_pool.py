@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from perfconv.nn.batch_norm import freeze_statistics
 from perfconv.nn.dilation_branches import DilationBranches, FusedBranches
 from perfconv.nn.gated_block import EXECUTIONS
 from perfconv.nn.scale_gate import ScaleChoice, ScaleGate
@@ -151,9 +152,7 @@ class MultiDilationPool(nn.Module):
 
     def _freeze(self) -> None:
         if self.batch_norm == "frozen":
-            for module in self.branches.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
+            freeze_statistics(self.branches)
 
     def extra_repr(self) -> str:
         text = f"weighting={self.weighting!r}"
