@@ -1,6 +1,9 @@
 """Modules built on the operators."""
 
 from perfconv.nn.conv import PerforatedConv2d, prepack
+from perfconv.nn.depth_bins import CITYSCAPES, NYUV2, DepthBins, quantile_bins
+from perfconv.nn.depth_branch import DepthBranch, DepthPrediction
+from perfconv.nn.depth_pool import DepthAwarePool, DepthPooled
 from perfconv.nn.dilation_pool import MultiDilationPool
 from perfconv.nn.fuse import fuse
 from perfconv.nn.gate import BinaryGate, Gate, LayerGate, PixelGate
@@ -17,10 +20,18 @@ from perfconv.nn.gated_block import GatedBlock
 from perfconv.nn.gated_blocks import GatedBasicBlock, GatedBottleneck
 from perfconv.nn.gated_conv import GatedConv2d
 from perfconv.nn.mask_state import MaskState
+from perfconv.nn.recurrent import LoopOutput, RecurrentRefinement, merge
 from perfconv.nn.scale_gate import ScaleChoice, ScaleGate
 
 __all__ = [
+    "CITYSCAPES",
+    "NYUV2",
     "BinaryGate",
+    "DepthAwarePool",
+    "DepthBins",
+    "DepthBranch",
+    "DepthPooled",
+    "DepthPrediction",
     "Gate",
     "GateCall",
     "GateRecord",
@@ -29,17 +40,21 @@ __all__ = [
     "GatedBottleneck",
     "GatedConv2d",
     "LayerGate",
+    "LoopOutput",
     "MaskState",
     "MultiDilationPool",
     "PerforatedConv2d",
     "PixelGate",
+    "RecurrentRefinement",
     "ScaleChoice",
     "ScaleGate",
     "force_gates",
     "fuse",
     "gates",
+    "merge",
     "parameter_groups",
     "prepack",
+    "quantile_bins",
     "record_gates",
     "set_temperature",
 ]
