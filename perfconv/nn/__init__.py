@@ -18,6 +18,7 @@ from perfconv.nn.gate_record import (
 )
 from perfconv.nn.gated_block import GatedBlock
 from perfconv.nn.gated_blocks import GatedBasicBlock, GatedBottleneck
+from perfconv.nn.gated_chain import GatedChain
 from perfconv.nn.gated_conv import GatedConv2d
 from perfconv.nn.mask_state import MaskState
 from perfconv.nn.recurrent import LoopOutput, RecurrentRefinement, merge
@@ -38,6 +39,7 @@ __all__ = [
     "GatedBasicBlock",
     "GatedBlock",
     "GatedBottleneck",
+    "GatedChain",
     "GatedConv2d",
     "LayerGate",
     "LoopOutput",

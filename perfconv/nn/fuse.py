@@ -10,6 +10,8 @@ from torch import nn
 from perfconv.nn.batch_norm import folded, is_foldable
 from perfconv.nn.conv import PerforatedConv2d, prepack
 from perfconv.nn.gated_block import GatedBlock
+from perfconv.nn.gated_chain import GatedChain
+from perfconv.nn.hooks import has_hooks
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -21,7 +23,7 @@ class FoldsBranches(Protocol):
     def fuse_branches(self) -> None: ...
 
 
-def fuse(model: Model) -> Model:
+def fuse(model: Model, *, inplace: bool = False) -> Model:
     """A copy of ``model`` for inference: BatchNorm folded into convolutions, weights packed.
 
     Folded are the layers of gated blocks, where the shift of a BatchNorm becomes a bias that is
@@ -30,8 +32,15 @@ def fuse(model: Model) -> Model:
     layer with a hook: somebody looks at what is between. State-dict keys change: keep the
     unfused model for training.
 
+    With ``inplace`` gated blocks write their output into memory that they alone hold: an identity
+    block into the output of the block before it in an ``nn.Sequential`` (which becomes a
+    :class:`GatedChain`), a projection block into its shortcut. Inactive pixels are then not even
+    copied. Nothing is written into the model's input, a feature that leaves its ``nn.Sequential``,
+    or what a hook sees, and nothing while gradients are recorded.
+
     Args:
         model: in eval mode; left as it is.
+        inplace: as above; needs channels_last memory to be of use.
 
     Returns:
         A deep copy. Its convolutions in gated blocks are ``PerforatedConv2d`` with packed weights
@@ -56,6 +65,7 @@ def fuse(model: Model) -> Model:
             for stage in module.stages:
                 _fold(module, stage.conv, stage.norm)
                 _perforate(module, stage.conv)
+            module.overwrites_shortcut = inplace and _makes_a_tensor(module.downsample)
         elif isinstance(module, FoldsBranches):
             module.fuse_branches()
         elif isinstance(module, nn.Sequential):
@@ -64,6 +74,8 @@ def fuse(model: Model) -> Model:
                 # A perforated layer's inactive pixels went through the BatchNorm too.
                 if type(getattr(module, name)) is nn.Conv2d:
                     _fold(module, name, following)
+        if inplace and GatedChain.suits(module):
+            module.__class__ = GatedChain
     return prepack(fused)
 
 
@@ -78,7 +90,14 @@ def _fold(parent: nn.Module, conv_name: str, norm_name: str) -> None:
     assert bias is not None
     conv.weight = nn.Parameter(weight, requires_grad=conv.weight.requires_grad)
     conv.bias = nn.Parameter(bias, requires_grad=conv.weight.requires_grad)
-    setattr(parent, norm_name, nn.Identity())
+    setattr(parent, norm_name, nn.Identity().eval())  # as the layer it replaces
+
+
+def _makes_a_tensor(downsample: nn.Module | None) -> bool:
+    """Whether a shortcut is the result of a convolution, which nobody else holds."""
+    layers = [] if downsample is None else [downsample, *downsample.modules()]
+    kinds = [type(layer) for layer in layers if not isinstance(layer, nn.Identity)]
+    return bool(kinds) and kinds[-1] in (nn.Conv2d, PerforatedConv2d, nn.BatchNorm2d)
 
 
 def _perforate(parent: nn.Module, conv_name: str) -> None:
@@ -86,13 +105,3 @@ def _perforate(parent: nn.Module, conv_name: str) -> None:
     conv = getattr(parent, conv_name)
     if type(conv) is nn.Conv2d:
         conv.__class__ = PerforatedConv2d
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody looks at the input, the output or the gradient of ``module``."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )

@@ -8,7 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from perfconv.nn.hooks import has_hooks
 from perfconv.ops.arguments import IntPair, int_pair
+from perfconv.ops.autograd import is_eager
+from perfconv.ops.gate import gate_mask
+from perfconv.ops.mask import ActivePixels, compact_mask
 
 if TYPE_CHECKING:
     from perfconv.nn.gate_record import GateRecord
@@ -119,11 +123,20 @@ class BinaryGate(NoisyGate):
         """Whether blocks multiply by soft rather than by hard."""
         return self.training and self.forward_mode == "soft" and self._forced_density is None
 
-    def decide(self, logits: Tensor, size: Sequence[int]) -> Gate:
+    def active_pixels(self, input: Tensor) -> ActivePixels | None:
+        """The decision alone, for callers that need no more of the :class:`Gate`.
+
+        None where it cannot be had for less than the whole, or where somebody (a recorder, a hook)
+        wants the whole: then call the gate.
+        """
+        return None
+
+    def decide(self, logits: Tensor, size: Sequence[int], mask: Tensor | None = None) -> Gate:
         """The decision for an output grid of ``size`` (H_out, W_out), told to every recorder.
 
         Args:
             logits: (N, 2, H_out, W_out), or (N, 2, 1, 1) for one decision per image.
+            mask: what was decided in evaluation; None: the argmax of the logits.
         """
         values = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
         if self._forced_density is not None:
@@ -137,7 +150,7 @@ class BinaryGate(NoisyGate):
             self._warn_if_saturated(soft)
         else:
             soft = _compute_share(values)
-            mask = _is_open(values)
+            mask = _is_open(values) if mask is None else mask
             hard = mask + (soft - soft.detach())
         grid = (logits.size(0), 1, *size)
         gate = Gate(
@@ -235,7 +248,47 @@ class PixelGate(BinaryGate):
             A :class:`Gate` on the grid (ceil(H / stride), ceil(W / stride)).
         """
         logits = self.conv(input)
-        return self.decide(logits, logits.shape[2:])
+        size = logits.shape[2:]
+        if self.training or self._forced_density is not None or not self._has_fused_decision():
+            return self.decide(logits, size)
+        return self.decide(logits, size, self._fused_decision(input).mask)
+
+    def active_pixels(self, input: Tensor) -> ActivePixels | None:
+        """The decision of evaluation, without logits: one operator, one read of ``input``.
+
+        The same bits as the mask of ``forward``, which takes its decision from that operator too.
+        """
+        if self.training or self._recorders or has_hooks(self) or not self._has_fused_decision():
+            return None
+        if self._forced_density is None:
+            return self._fused_decision(input)
+        size = [
+            (length - 1) // step + 1
+            for length, step in zip(input.shape[2:], self.conv.stride, strict=True)
+        ]
+        wide = torch.promote_types(input.dtype, torch.float32)
+        soft = input.new_empty((input.size(0), 1, *size), dtype=wide)
+        return compact_mask(self._forced_mask(soft, size))
+
+    def _has_fused_decision(self) -> bool:
+        """Whether nothing but the plain 1x1 convolution and the argmax makes the decision."""
+        conv = self.conv
+        return (
+            type(self).forward is PixelGate.forward
+            and type(self).decide is BinaryGate.decide
+            and type(conv) is nn.Conv2d
+            and (conv.kernel_size, conv.padding, conv.out_channels) == ((1, 1), (0, 0), 2)
+            and not has_hooks(conv)
+            and (torch.compiler.is_compiling() or is_eager())
+        )
+
+    def _fused_decision(self, input: Tensor) -> ActivePixels:
+        vertical, horizontal = self.conv.stride
+        if (vertical, horizontal) != (1, 1):
+            input = input[:, :, ::vertical, ::horizontal]
+        with torch.no_grad():
+            active, _ = gate_mask(input, self.conv.weight, self.conv.bias)
+        return active
 
 
 class LayerGate(BinaryGate):

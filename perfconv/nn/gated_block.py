@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from perfconv.nn.batch_norm import active_batch_norm, folded
 from perfconv.nn.block_structure import Stage, why_not
 from perfconv.nn.conv import PerforatedConv2d
-from perfconv.nn.gate import BinaryGate, Gate, PixelGate
+from perfconv.nn.gate import BinaryGate, PixelGate
+from perfconv.nn.hooks import is_tapped
+from perfconv.ops.autograd import is_eager, may_need_gradient
 from perfconv.ops.conv import perforated_conv2d
 from perfconv.ops.conv_grad import output_size
+from perfconv.ops.conv_into import perforated_conv2d_into
 from perfconv.ops.mask import ActivePixels, compact_mask, expand_mask
 
 EXECUTIONS = ("auto", "dense", "sparse")
@@ -31,7 +34,8 @@ class GatedBlock(nn.Module):
     **Two executions with the same numbers.** "dense" computes every pixel and multiplies by the
     gate: the exact straight-through gradient of a gate needs F(Y) at inactive pixels too. "sparse"
     touches active pixels only: the layers before a 3x3 on its halo (``expand_mask``), the others
-    on the mask, BatchNorm folded, one ``ActivePixels`` for the block. "auto" is dense while
+    on the mask, BatchNorm folded, one ``ActivePixels`` for the block; without gradients nothing is
+    written between the layers but what the next one reads. "auto" is dense while
     training a gate with ``gate_grad="dense"``, and sparse otherwise: in evaluation, and in training
     with frozen gates, where it is exact for every parameter.
 
@@ -52,6 +56,7 @@ class GatedBlock(nn.Module):
 
     stages: tuple[Stage, ...] = ()
     downsample: nn.Module | None
+    overwrites_shortcut = False  # what fuse(inplace=True) sets in projection blocks
 
     def __init__(
         self,
@@ -120,20 +125,30 @@ class GatedBlock(nn.Module):
                 setattr(plain, name, child)
         return plain.train(self.training)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, *, owns_input: bool = False) -> Tensor:
         """The block at the gate's active pixels, the shortcut elsewhere.
 
         Args:
             input: (N, C_in, H, W). Identity blocks expect what a ReLU gave, as everywhere in a
                 residual network.
+            owns_input: nobody reads ``input`` afterwards: an identity block may write its output
+                into it (it does where no gradients are recorded).
 
         Raises:
             ValueError: the gate's mask is not on the block's output grid, or a gate in "soft" mode
                 is trained with ``execution="sparse"``.
         """
-        gate = self.gate(input)
         sizes = self._sizes(input)
-        self._check(gate, sizes[-1])
+        if not self.training and self.execution != "dense":
+            active = self.gate.active_pixels(input)
+            if active is not None:
+                self._check(active.mask, sizes[-1])
+                shortcut = input if self.downsample is None else self.downsample(input)
+                masks = self._masks(active, sizes)
+                may_overwrite = self._may_overwrite(owns_input)
+                return self._sparse(input, shortcut, active.mask, None, masks, may_overwrite)
+        gate = self.gate(input)
+        self._check(gate.mask, sizes[-1])
         learns = self.training and any(
             parameter.requires_grad for parameter in self.gate.parameters()
         )
@@ -151,7 +166,9 @@ class GatedBlock(nn.Module):
             masks = self._masks(gate.mask, sizes) if self._has_active_statistics() else None
             return self._dense(input, shortcut, gate.mask, weight, masks)
         masks = self._masks(compact_mask(gate.mask), sizes)
-        return self._sparse(input, shortcut, gate.mask, gate.hard if has_gradient else None, masks)
+        hard = gate.hard if has_gradient else None
+        may_overwrite = self._may_overwrite(owns_input)
+        return self._sparse(input, shortcut, gate.mask, hard, masks, may_overwrite)
 
     # ---- the two executions ----------------------------------------------------------------------
 
@@ -188,11 +205,12 @@ class GatedBlock(nn.Module):
         mask: Tensor,
         hard: Tensor | None,
         masks: list[Tensor],
+        may_overwrite: bool,
     ) -> Tensor:
         features = input
         for stage, active in zip(self.stages[:-1], masks[:-1], strict=True):
             features = self._perforated(stage, features, active)
-        output = self._last(self.stages[-1], features, masks[-1], shortcut)
+        output = self._last(self.stages[-1], features, masks[-1], shortcut, may_overwrite)
         if hard is None:
             return output
         with torch.no_grad():
@@ -211,10 +229,18 @@ class GatedBlock(nn.Module):
         if norm.training:
             features = convolve(conv, features, mask, conv.weight, conv.bias)
             return F.relu(active_batch_norm(norm, features, as_bool(mask)))
-        return convolve(conv, features, mask, *folded(conv, norm), activation="relu")
+        weight, bias = folded(conv, norm)
+        # The gradient of the next layer's weight may be computed densely, and reads every pixel.
+        fill = "zero" if may_need_gradient((features, weight, bias)) else "none"
+        return convolve(conv, features, mask, weight, bias, fill=fill, activation="relu")
 
     def _last(
-        self, stage: Stage, features: Tensor, mask: Tensor | ActivePixels, shortcut: Tensor
+        self,
+        stage: Stage,
+        features: Tensor,
+        mask: Tensor | ActivePixels,
+        shortcut: Tensor,
+        may_overwrite: bool,
     ) -> Tensor:
         """The last stage at active pixels, added to the shortcut, with the ReLU of the block."""
         conv, norm = self._conv(stage), self._norm(stage)
@@ -224,16 +250,42 @@ class GatedBlock(nn.Module):
             features = active_batch_norm(norm, features, as_bool(mask))
             skipped = F.relu(shortcut) if is_projection else shortcut
             return torch.where(as_bool(mask), F.relu(shortcut + features), skipped)
+        weight, bias = folded(conv, norm)
+        if may_overwrite and shortcut.dtype == features.dtype == weight.dtype:
+            return perforated_conv2d_into(
+                shortcut,
+                features,
+                weight,
+                mask,
+                bias,
+                **geometry(conv),
+                activation="relu",
+                adds_base=True,
+                activate_base=is_projection,
+                packed_weight=pack_of(conv, weight),
+            )
         return convolve(
             conv,
             features,
             mask,
-            *folded(conv, norm),
+            weight,
+            bias,
+            fill="passthrough",
             activation="relu",
             residual=shortcut,
             base=shortcut,
             activate_base=is_projection,
         )
+
+    def _may_overwrite(self, owns_input: bool) -> bool:
+        """Whether the output may be written into the shortcut, in inference."""
+        if self.training or torch.is_grad_enabled():
+            return False
+        if not (torch.compiler.is_compiling() or is_eager()):
+            return False
+        if self.downsample is None:
+            return owns_input
+        return self.overwrites_shortcut and not is_tapped(self.downsample)
 
     # ---- geometry --------------------------------------------------------------------------------
 
@@ -302,12 +354,12 @@ class GatedBlock(nn.Module):
     def _has_active_statistics(self) -> bool:
         return any(self._norm(stage).training for stage in self.stages)
 
-    def _check(self, gate: Gate, size: tuple[int, int]) -> None:
+    def _check(self, mask: Tensor, size: tuple[int, int]) -> None:
         name = type(self).__name__
-        if gate.mask.dim() != 4 or gate.mask.shape[1:] != (1, *size):
+        if mask.dim() != 4 or mask.shape[1:] != (1, *size):
             raise ValueError(
                 f"{name}: the gate's mask must be (N, 1, H_out, W_out) = (N, 1, {size[0]}, "
-                f"{size[1]}) for this input, got {tuple(gate.mask.shape)}. Give the gate the "
+                f"{size[1]}) for this input, got {tuple(mask.shape)}. Give the gate the "
                 f"stride of the block, {self.stride}."
             )
         if self.gate.is_relaxed and self.execution == "sparse":
@@ -344,31 +396,42 @@ def convolve(
     weight: Tensor,
     bias: Tensor | None,
     *,
+    fill: str = "zero",
     activation: str | None = None,
     residual: Tensor | None = None,
     base: Tensor | None = None,
     activate_base: bool = False,
 ) -> Tensor:
     """``conv`` with this weight and bias at the pixels of ``mask``."""
-    packed = None
-    if isinstance(conv, PerforatedConv2d) and weight is conv.weight:
-        packed = conv.current_pack()
     return perforated_conv2d(
         features,
         weight,
         mask,
         bias,
-        stride=conv.stride,
-        padding=cast(tuple[int, int], conv.padding),
-        dilation=conv.dilation,
-        groups=conv.groups,
-        fill="zero" if base is None else "passthrough",
+        **geometry(conv),
+        fill=fill,
         base=base,
         residual=residual,
         activation=activation,
         activate_base=activate_base,
-        packed_weight=packed,
+        packed_weight=pack_of(conv, weight),
     )
+
+
+def geometry(conv: nn.Conv2d) -> dict:
+    """The arguments of the operators that are numbers of ``conv``."""
+    return {
+        "stride": conv.stride,
+        "padding": conv.padding,
+        "dilation": conv.dilation,
+        "groups": conv.groups,
+    }
+
+
+def pack_of(conv: nn.Conv2d, weight: Tensor) -> Tensor | None:
+    """The pack that ``conv`` keeps, if ``weight`` is its own."""
+    is_own = isinstance(conv, PerforatedConv2d) and weight is conv.weight
+    return conv.current_pack() if is_own else None  # type: ignore[union-attr]
 
 
 def as_bool(mask: Tensor | ActivePixels) -> Tensor:

@@ -90,9 +90,10 @@ class GatedBottleneck(GatedBlock):
         mask: Tensor,
         hard: Tensor | None,
         masks: list[Tensor],
+        may_overwrite: bool,
     ) -> Tensor:
         if self.perforate_f3:
-            return super()._sparse(input, shortcut, mask, hard, masks)
+            return super()._sparse(input, shortcut, mask, hard, masks, may_overwrite)
         reduced = self._reduced(input)
         conv, norm = self._conv(self.stages[1]), self._norm(self.stages[1])
         if norm.training:
@@ -100,8 +101,9 @@ class GatedBottleneck(GatedBlock):
             mixed = torch.where(mask, processed, reduced)
         else:
             mixed = convolve(
-                conv, reduced, masks[1], *folded(conv, norm), activation="relu", base=reduced
-            )
+                conv, reduced, masks[1], *folded(conv, norm), fill="passthrough",
+                activation="relu", base=reduced,
+            )  # fmt: skip
         if hard is not None:
             with torch.no_grad():
                 is_dense = self.gate_grad == "dense"

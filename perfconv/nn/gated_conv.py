@@ -89,14 +89,12 @@ class GatedConv2d(PerforatedConv2d):
         """
         if mask is not None:
             return super().forward(input, mask)
+        active = None if self.training else self.gate.active_pixels(input)
+        if active is not None:
+            self._check(active.mask, input)
+            return super().forward(input, active)
         gate = self.gate(input)
-        size = self.output_size(input.shape[2:])
-        if list(gate.mask.shape[2:]) != size:
-            raise ValueError(
-                f"GatedConv2d: the gate's mask must be (N, 1, {size[0]}, {size[1]}) for this "
-                f"input, got {tuple(gate.mask.shape)}. A gate follows strides; the convolution's "
-                "padding must keep the rest of the size."
-            )
+        self._check(gate.mask, input)
         if self.gate.is_relaxed:
             raise ValueError(
                 'GatedConv2d: the gate must be in forward_mode "straight_through", got "soft". '
@@ -109,6 +107,15 @@ class GatedConv2d(PerforatedConv2d):
         with torch.no_grad():
             gain = self._gain(input, output, gate.mask)
         return output + (gate.hard - gate.hard.detach()).to(gain.dtype) * gain
+
+    def _check(self, mask: Tensor, input: Tensor) -> None:
+        size = self.output_size(input.shape[2:])
+        if list(mask.shape[2:]) != size:
+            raise ValueError(
+                f"GatedConv2d: the gate's mask must be (N, 1, {size[0]}, {size[1]}) for this "
+                f"input, got {tuple(mask.shape)}. A gate follows strides; the convolution's "
+                "padding must keep the rest of the size."
+            )
 
     def _gain(self, input: Tensor, output: Tensor, mask: Tensor) -> Tensor:
         """Computed minus filled value, 0 where one of them is not known."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from perfconv.nn import Gate, LayerGate, PixelGate
+from perfconv.nn import Gate, LayerGate, PixelGate, force_gates, record_gates
 from perfconv.schedules import linear_temperature
 
 KINDS = {"pixel": PixelGate, "layer": LayerGate}
@@ -54,6 +54,63 @@ def test_evaluation_is_the_argmax_without_noise(kind: str) -> None:
     expected = gate.logits.softmax(1)[:, 1:].expand(2, 1, 9, 8)
     torch.testing.assert_close(gate.soft, expected)
     assert torch.equal(gate.soft, module(images()).soft)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("stride", [1, 2, (1, 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_fused_decision_is_that_of_forward(
+    dtype: torch.dtype, stride: int | tuple[int, int], layout: torch.memory_format
+) -> None:
+    """The same bits, and the argmax of the logits wherever rounding does not decide."""
+    module = undecided_gate("pixel", stride=stride).eval().to(dtype)
+    input = images().to(dtype).contiguous(memory_format=layout)
+    gate, active = module(input), module.active_pixels(input)
+    assert torch.equal(active.mask, gate.mask)
+    assert int(active.count) == int(gate.mask.sum())
+    assert 0.1 < gate.mask.float().mean() < 0.9
+    margin = (gate.logits[:, 1:] - gate.logits[:, :1]).float()
+    is_clear = margin.abs() > 8 * torch.finfo(dtype).eps
+    assert is_clear.float().mean() > 0.9
+    assert torch.equal(gate.mask & is_clear, (margin > 0) & is_clear)
+
+
+@pytest.mark.parametrize("density", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("stride", [1, (1, 3)])
+def test_forced_decisions_are_those_of_forward(
+    density: float, stride: int | tuple[int, int]
+) -> None:
+    module = undecided_gate("pixel", stride=stride).eval()
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        module.to(dtype)
+        masks = []
+        for decide in (lambda x: module(x).mask, lambda x: module.active_pixels(x).mask):
+            force_gates(module, density, generator=seeded(5))
+            masks.append(decide(images().to(dtype)))
+        assert torch.equal(*masks)
+
+
+def test_the_fused_decision_is_refused_where_more_is_wanted() -> None:
+    module = undecided_gate().eval()
+    assert module.active_pixels(images()) is not None
+    with record_gates(module) as record:
+        assert module.active_pixels(images()) is None
+        module(images())
+    assert len(record) == 1
+    assert module.train().active_pixels(images()) is None
+    module.eval()
+    for layer in (module, module.conv):
+        handle = layer.register_forward_hook(lambda *arguments: None)
+        assert module.active_pixels(images()) is None
+        handle.remove()
+    assert module.active_pixels(images()) is not None
+    assert undecided_gate("layer").eval().active_pixels(images()) is None
+
+    class Other(PixelGate):
+        def forward(self, input: Tensor) -> Gate:
+            return super().forward(-input)
+
+    assert Other(6).eval().active_pixels(images()) is None
 
 
 def test_a_tie_is_closed() -> None:
