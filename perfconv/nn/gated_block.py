@@ -144,9 +144,9 @@ class GatedBlock(nn.Module):
             if active is not None:
                 self._check(active.mask, sizes[-1])
                 shortcut = input if self.downsample is None else self.downsample(input)
-                masks = self._masks(active, sizes)
+                needed = self._masks(active, sizes)
                 may_overwrite = self._may_overwrite(owns_input)
-                return self._sparse(input, shortcut, active.mask, None, masks, may_overwrite)
+                return self._sparse(input, shortcut, active.mask, None, needed, may_overwrite)
         gate = self.gate(input)
         self._check(gate.mask, sizes[-1])
         learns = self.training and any(
@@ -430,8 +430,9 @@ def geometry(conv: nn.Conv2d) -> dict:
 
 def pack_of(conv: nn.Conv2d, weight: Tensor) -> Tensor | None:
     """The pack that ``conv`` keeps, if ``weight`` is its own."""
-    is_own = isinstance(conv, PerforatedConv2d) and weight is conv.weight
-    return conv.current_pack() if is_own else None  # type: ignore[union-attr]
+    if isinstance(conv, PerforatedConv2d) and weight is conv.weight:
+        return conv.current_pack()
+    return None
 
 
 def as_bool(mask: Tensor | ActivePixels) -> Tensor:
