@@ -13,7 +13,7 @@ MODULES = [
     module.name
     for package in (perfconv.ops, perfconv.nn, perfconv.losses, perfconv.metrics)
     for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
-] + ["perfconv.convert", "perfconv.flops", "perfconv.schedules"]
+] + ["perfconv.convert", "perfconv.flops", "perfconv.schedules", "perfconv.data.scenes"]
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -24,7 +24,7 @@ def predict_augmented(
     | task | output of the network | undone and merged as |
     |---|---|---|
     | segmentation | logits (N, C, h, w) | softmax; mean or largest over the runs, sum 1 |
-    | log_depth | log of metres (N, 1, h, w) | log s added: an image scaled by s shows depth / s; mean |
+    | log_depth | log of metres (N, 1, h, w) | log s added (scaled by s, depth is / s); mean |
     | normals | vectors (N, 3, h, w) | x negated if mirrored, z divided by s; mean of unit vectors |
     | boundary | logits (N, 1, h, w) | sigmoid; mean |
 
