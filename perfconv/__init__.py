@@ -7,6 +7,7 @@ is the drop-in layer. Importing this package never touches CUDA.
 from perfconv import flops, losses, metrics, nn, schedules
 from perfconv._ext import build_info, cuda_error, has_cuda
 from perfconv.convert import convert, unconvert
+from perfconv.distill import distill_gates
 from perfconv.nn import (
     MaskState,
     PerforatedConv2d,
@@ -42,6 +43,7 @@ __all__ = [
     "convert",
     "cuda_error",
     "density",
+    "distill_gates",
     "downsample_mask",
     "expand_mask",
     "explain",

@@ -52,6 +52,7 @@ def convert(
     execution: str = "auto",
     gate_grad: str = "dense",
     batch_norm: str = "frozen",
+    fill: str | None = None,
 ) -> Model:
     """A copy of ``model`` whose residual blocks have gates, all of them open.
 
@@ -67,6 +68,7 @@ def convert(
         gate: makes the gate of a plain block or convolution; the default is an open ``PixelGate``.
         perforate_f3: of bottlenecks; those whose 3x3 has a stride take True.
         execution, gate_grad, batch_norm: as for :class:`perfconv.nn.GatedBlock`.
+        fill: as for :class:`perfconv.nn.GatedConv2d`.
 
     Returns:
         A deep copy. State-dict keys are the old ones and new ones under ``*.gate.*``. Its attribute
@@ -115,7 +117,7 @@ def convert(
     for name in convolutions:
         conv = cast(nn.Conv2d, converted.get_submodule(name))
         own_gate = None if gate is None else gate(conv)
-        wrapped = GatedConv2d(conv, gate=own_gate, gate_grad=gate_grad)
+        wrapped = GatedConv2d(conv, gate=own_gate, gate_grad=gate_grad, fill=fill)
         converted = _replace(converted, name, wrapped)
     kinds = {name: kind.__name__ for name, kind in blocks.items()}
     report = ConversionReport({**kinds, **dict.fromkeys(convolutions, "GatedConv2d")}, left)

@@ -5,7 +5,7 @@ Blocks can be computed at the active pixels of a mask only. Weights: models/hed_
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -31,35 +31,6 @@ class EdgeMaps(NamedTuple):
     sides: tuple[Tensor, ...]  # five logit maps, (N, 1, H_k, W_k) for the block sizes (H_k, W_k)
 
 
-class ConvReLU(PerforatedConv2d):
-    """3x3 convolution and ReLU in one pass, at the active pixels of a mask where one is given."""
-
-    def __init__(self, in_channels: int, out_channels: int, *, fill: str = "zero") -> None:
-        super().__init__(in_channels, out_channels, 3, padding=1, fill=fill)
-
-    def forward(
-        self,
-        input: Tensor,
-        mask: Tensor | ActivePixels | None = None,
-        *,
-        algorithm: str = "auto",
-    ) -> Tensor:
-        """ReLU of the convolution; ``mask`` and ``algorithm`` as in ``perforated_conv2d``."""
-        if mask is None:
-            return super().forward(input).relu_()
-        return perforated_conv2d(
-            input,
-            self.weight,
-            mask,
-            self.bias,
-            padding=1,
-            fill=self.fill,
-            activation="relu",
-            algorithm=algorithm,
-            packed_weight=self.current_pack(),
-        )
-
-
 class Block(nn.Sequential):
     """The convolutions between two pools, ``conv1`` to ``conv3``; one mask serves all of them."""
 
@@ -67,7 +38,10 @@ class Block(nn.Sequential):
         widths = [in_channels] + [channels] * depth
         super().__init__(
             OrderedDict(
-                (f"conv{i + 1}", ConvReLU(widths[i], widths[i + 1], fill=fill))
+                (
+                    f"conv{i + 1}",
+                    PerforatedConv2d(widths[i], widths[i + 1], 3, padding=1, fill=fill),
+                )
                 for i in range(depth)
             )
         )
@@ -80,8 +54,31 @@ class Block(nn.Sequential):
         algorithm: str = "auto",
     ) -> Tensor:
         for convolution in self:
-            input = convolution(input, mask, algorithm=algorithm)
+            input = conv_relu(cast(PerforatedConv2d, convolution), input, mask, algorithm=algorithm)
         return input
+
+
+def conv_relu(
+    convolution: PerforatedConv2d,
+    input: Tensor,
+    mask: Tensor | ActivePixels | None,
+    *,
+    algorithm: str = "auto",
+) -> Tensor:
+    """ReLU of a convolution; in one pass, at active pixels, where there is a mask."""
+    if mask is None:
+        return convolution(input).relu_()
+    return perforated_conv2d(
+        input,
+        convolution.weight,
+        mask,
+        convolution.bias,
+        padding=1,
+        fill=convolution.fill,
+        activation="relu",
+        algorithm=algorithm,
+        packed_weight=convolution.current_pack(),
+    )
 
 
 class HED(nn.Module):

@@ -1,5 +1,6 @@
 """Modules built on the operators."""
 
+from perfconv.nn.cell_gate import CellGate, SharedGate
 from perfconv.nn.conv import PerforatedConv2d, prepack
 from perfconv.nn.depth_bins import CITYSCAPES, NYUV2, DepthBins, quantile_bins
 from perfconv.nn.depth_branch import DepthBranch, DepthPrediction
@@ -28,6 +29,7 @@ __all__ = [
     "CITYSCAPES",
     "NYUV2",
     "BinaryGate",
+    "CellGate",
     "DepthAwarePool",
     "DepthBins",
     "DepthBranch",
@@ -50,6 +52,7 @@ __all__ = [
     "RecurrentRefinement",
     "ScaleChoice",
     "ScaleGate",
+    "SharedGate",
     "force_gates",
     "fuse",
     "gates",

@@ -131,6 +131,11 @@ class BinaryGate(NoisyGate):
         """
         return None
 
+    @property
+    def is_learning(self) -> bool:
+        """Whether it is trained, so that its layer must give it a gradient."""
+        return self.training and any(p.requires_grad for p in self.parameters())
+
     def decide(self, logits: Tensor, size: Sequence[int], mask: Tensor | None = None) -> Gate:
         """The decision for an output grid of ``size`` (H_out, W_out), told to every recorder.
 
@@ -152,16 +157,32 @@ class BinaryGate(NoisyGate):
             soft = _compute_share(values)
             mask = _is_open(values) if mask is None else mask
             hard = mask + (soft - soft.detach())
-        grid = (logits.size(0), 1, *size)
         gate = Gate(
             logits,
-            soft.to(logits.dtype).expand(grid),
-            hard.to(logits.dtype).expand(grid),
-            mask.expand(grid),
+            self.spread(soft.to(logits.dtype), size),
+            self.spread(hard.to(logits.dtype), size),
+            self.spread(mask, size),
         )
+        return self.tell(gate)
+
+    def spread(self, decision: Tensor, size: Sequence[int]) -> Tensor:
+        """A value per decision, (N, 1, h, w), on the output grid of ``size`` (H_out, W_out)."""
+        return decision.expand(decision.size(0), 1, *size)
+
+    def tell(self, gate: Gate) -> Gate:
+        """Hands ``gate`` to every recorder."""
         for recorder, name in self._recorders:
             recorder.add(name, gate, self.pixel_macs)
         return gate
+
+    @property
+    def compute_bias(self) -> tuple[Tensor, int] | None:
+        """The bias of the logit "compute": a parameter and a position in it; None without one."""
+        return None
+
+    def anchors(self, size: Sequence[int]) -> Tensor | None:
+        """(1, 1, H_out, W_out), bool: output pixels that are open whatever it decides."""
+        return None
 
     def _forced_mask(self, soft: Tensor, size: Sequence[int]) -> Tensor:
         density = self._forced_density
@@ -239,7 +260,11 @@ class PixelGate(BinaryGate):
         self.conv = nn.Conv2d(
             in_channels, 2, 1, stride=(vertical, horizontal), device=device, dtype=dtype
         )
-        _start_open(self.conv, init_std, init_bias)
+        start_open(self.conv, init_std, init_bias)
+
+    @property
+    def compute_bias(self) -> tuple[Tensor, int] | None:
+        return bias_of(self.conv)
 
     def forward(self, input: Tensor) -> Gate:
         """The decision for each output pixel of ``input`` (N, C_in, H, W).
@@ -328,7 +353,11 @@ class LayerGate(BinaryGate):
         self.stride = int_pair("LayerGate", "stride", stride)
         self.hidden = nn.Linear(in_channels, hidden_channels, device=device, dtype=dtype)
         self.classifier = nn.Linear(hidden_channels, 2, device=device, dtype=dtype)
-        _start_open(self.classifier, init_std, init_bias)
+        start_open(self.classifier, init_std, init_bias)
+
+    @property
+    def compute_bias(self) -> tuple[Tensor, int] | None:
+        return bias_of(self.classifier)
 
     def forward(self, input: Tensor) -> Gate:
         """The decision for each image of ``input`` (N, C_in, H, W), on its output grid."""
@@ -344,11 +373,16 @@ def is_in_backward() -> bool:
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
-def _start_open(layer: nn.Conv2d | nn.Linear, std: float, bias: float) -> None:
+def start_open(layer: nn.Conv2d | nn.Linear, std: float, bias: float) -> None:
     nn.init.normal_(layer.weight, std=std)
     assert layer.bias is not None
     with torch.no_grad():
         layer.bias[SKIP], layer.bias[COMPUTE] = 0, bias
+
+
+def bias_of(layer: nn.Conv2d | nn.Linear) -> tuple[Tensor, int]:
+    assert layer.bias is not None
+    return layer.bias, COMPUTE
 
 
 def _compute_share(logits: Tensor) -> Tensor:

@@ -13,19 +13,21 @@ class GatedConv2d(PerforatedConv2d):
     """A convolution that computes the pixels its gate opens; the others take a value from nearby.
 
     Made from a plain convolution, whose parameters it shares; the state dict has its keys and
-    ``gate.*``. Inactive pixels hold the input where input and output have one shape
-    (fill "passthrough"), and otherwise the value of the nearest active pixel.
+    ``gate.*``. Unless ``fill`` says otherwise, inactive pixels hold the input where input and
+    output have one shape ("passthrough"), else the value of the nearest active pixel ("nearest").
 
     The convolution runs at active pixels only, in training too, and is exact for weight, bias and
     input. The gate's straight-through gradient at a pixel is (computed - filled value): what is
-    computed at inactive pixels comes from one dense pass without gradients. An active pixel has no
-    filled value under "nearest", and its gate no gradient from the output.
+    computed at inactive pixels comes from one dense pass without gradients. Under "nearest" an
+    active pixel's filled value is that of the gate's nearest anchor; without anchors it has none,
+    and its gate no gradient from the output.
 
     Args:
         conv: an ``nn.Conv2d``.
         gate: of the input, on the output grid; default a new, open :class:`PixelGate`.
         gate_grad: "dense", as above; "active", without the dense pass, at active pixels alone;
             "none", only the density loss.
+        fill: of inactive pixels, "nearest", "zero" or "passthrough"; None chooses as above.
 
     Example:
         >>> layer = GatedConv2d(nn.Conv2d(4, 4, 3, padding=1))
@@ -36,7 +38,12 @@ class GatedConv2d(PerforatedConv2d):
     """
 
     def __init__(
-        self, conv: nn.Conv2d, *, gate: BinaryGate | None = None, gate_grad: str = "dense"
+        self,
+        conv: nn.Conv2d,
+        *,
+        gate: BinaryGate | None = None,
+        gate_grad: str = "dense",
+        fill: str | None = None,
     ) -> None:
         if type(conv) not in (nn.Conv2d, PerforatedConv2d):
             raise TypeError(
@@ -56,7 +63,16 @@ class GatedConv2d(PerforatedConv2d):
         self.weight, self.bias = conv.weight, conv.bias
         has_same_channels = conv.in_channels == conv.out_channels
         keeps_size = self.stride == (1, 1) and self.output_size((99, 99)) == [99, 99]
-        self.fill = "passthrough" if has_same_channels and keeps_size else "nearest"
+        can_pass = has_same_channels and keeps_size
+        if fill not in (None, "zero", "nearest", "passthrough") or (
+            fill == "passthrough" and not can_pass
+        ):
+            raise ValueError(
+                'GatedConv2d: fill must be "nearest", "zero", or, where input and output have one '
+                f'shape, "passthrough", got {fill!r} for {conv.in_channels} to '
+                f"{conv.out_channels} channels. None chooses."
+            )
+        self.fill = fill or ("passthrough" if can_pass else "nearest")
         self.gate_grad = gate_grad
         if gate is None:
             gate = PixelGate(
@@ -101,8 +117,7 @@ class GatedConv2d(PerforatedConv2d):
                 "Only gated blocks mix every pixel."
             )
         output = super().forward(input, compact_mask(gate.mask))
-        learns = self.training and any(p.requires_grad for p in self.gate.parameters())
-        if not learns or self.gate_grad == "none" or not gate.hard.requires_grad:
+        if not self.gate.is_learning or self.gate_grad == "none" or not gate.hard.requires_grad:
             return output
         with torch.no_grad():
             gain = self._gain(input, output, gate.mask)
@@ -119,7 +134,18 @@ class GatedConv2d(PerforatedConv2d):
 
     def _gain(self, input: Tensor, output: Tensor, mask: Tensor) -> Tensor:
         """Computed minus filled value, 0 where one of them is not known."""
-        filled = input if self.fill == "passthrough" else output
+        filled = self._filled(input, output, mask)
         if self.gate_grad == "active":
             return torch.where(mask, output - filled, 0)
         return self._conv_forward(input, self.weight, self.bias) - filled
+
+    def _filled(self, input: Tensor, output: Tensor, mask: Tensor) -> Tensor:
+        """What each pixel holds while its gate is closed; of an active one, what is known of it."""
+        if self.fill == "passthrough":
+            return input
+        if self.fill == "zero":
+            return torch.zeros_like(output)
+        anchors = self.gate.anchors(output.shape[2:])
+        if anchors is None:
+            return output
+        return torch.where(mask, super().forward(input, anchors), output)

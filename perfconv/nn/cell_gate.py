@@ -1,0 +1,152 @@
+"""CellGate: one decision per cell of pixels, seen with its surroundings; SharedGate repeats it."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from perfconv.nn.gate import BinaryGate, Gate, bias_of, start_open
+from perfconv.ops.arguments import IntPair, int_pair
+
+
+class CellGate(BinaryGate):
+    """One decision per square cell of output pixels, from the cell and its eight neighbours.
+
+    The input's mean over a cell, as asinh(mean), goes through a 1x1 convolution, ReLU, and a 3x3
+    convolution to two logits. Active pixels then come in blobs: a convolution at the rim of the
+    active region reads filled values, and blobs have little rim.
+
+    Every ``anchor_stride``-th pixel of both directions is an anchor, active whatever is decided.
+    With the fill "nearest" no value then comes from farther away than half of that, and a smooth
+    region is computed at a lower resolution instead of being painted over from its border.
+
+    Args:
+        in_channels: of the input of the layer or block that is gated.
+        cell: side of a cell, output pixels.
+        stride: of the layer or block.
+        hidden_channels: of the layer between.
+        anchor_stride: output pixels; None for no anchors.
+        init_std, init_bias: of the last layer, as for :class:`PixelGate`.
+        temperature, forward_mode, generator: see :class:`BinaryGate`.
+
+    Example:
+        >>> gate = CellGate(8, cell=4, anchor_stride=4, init_bias=-2.0).eval()
+        >>> decision = gate(torch.randn(1, 8, 10, 16))
+        >>> decision.logits.shape, decision.mask.shape, int(decision.mask.sum())
+        (torch.Size([1, 2, 3, 4]), torch.Size([1, 1, 10, 16]), 8)
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        cell: int,
+        stride: IntPair = 1,
+        hidden_channels: int = 16,
+        anchor_stride: int | None = None,
+        temperature: float = 1.0,
+        forward_mode: str = "straight_through",
+        generator: torch.Generator | None = None,
+        init_std: float = 0.01,
+        init_bias: float = 2.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(temperature=temperature, forward_mode=forward_mode, generator=generator)
+        for name, value in (("cell", cell), ("anchor_stride", anchor_stride)):
+            if value is not None and value < 1:
+                raise ValueError(
+                    f"CellGate: {name} must be 1 or more output pixels, got {value}. Give the side "
+                    "of a cell, or None for no anchors."
+                )
+        self.cell = cell
+        self.stride = int_pair("CellGate", "stride", stride)
+        self.anchor_stride = anchor_stride
+        self.hidden = nn.Conv2d(in_channels, hidden_channels, 1, device=device, dtype=dtype)
+        self.classifier = nn.Conv2d(hidden_channels, 2, 3, padding=1, device=device, dtype=dtype)
+        start_open(self.classifier, init_std, init_bias)
+
+    @property
+    def compute_bias(self) -> tuple[Tensor, int] | None:
+        return bias_of(self.classifier)
+
+    def forward(self, input: Tensor) -> Gate:
+        """The decision for each cell of ``input`` (N, C_in, H, W), spread over the output grid."""
+        window = (self.cell * self.stride[0], self.cell * self.stride[1])
+        means = F.avg_pool2d(input, window, ceil_mode=True, count_include_pad=False)
+        features = means.asinh()  # unbounded features, on a scale of magnitudes
+        mean, variance = features.mean(1, keepdim=True), features.var(1, keepdim=True, correction=0)
+        features = (features - mean) * torch.rsqrt(variance + 1e-6)
+        logits = self.classifier(F.leaky_relu(self.hidden(features), 0.1))  # (N, 2, h, w)
+        height, width = input.shape[2:]
+        return self.decide(logits, (-(-height // self.stride[0]), -(-width // self.stride[1])))
+
+    def spread(self, decision: Tensor, size: Sequence[int]) -> Tensor:
+        if self._forced_density is not None and decision.shape[2:] == tuple(size):
+            return decision  # a forced mask, without anchors
+        pixels = decision.repeat_interleave(self.cell, 2).repeat_interleave(self.cell, 3)
+        pixels = pixels[:, :, : size[0], : size[1]]
+        anchors = self.anchors(size)
+        return pixels if anchors is None else pixels.masked_fill(anchors.to(pixels.device), 1)
+
+    def anchors(self, size: Sequence[int]) -> Tensor | None:
+        if self.anchor_stride is None:
+            return None
+        device = self.classifier.weight.device
+        rows, columns = (
+            torch.arange(length, device=device) % self.anchor_stride == self.anchor_stride // 2
+            for length in size
+        )
+        return (rows[:, None] & columns)[None, None]  # (1, 1, H_out, W_out)
+
+
+class SharedGate(BinaryGate):
+    """Repeats what another gate decided earlier in the same pass; has no parameters.
+
+    For layers in a row on one grid: an active pixel of the first is active in all of them.
+
+    Args:
+        leader: the gate to repeat; a part of the same model, whose layer runs before this one's.
+
+    Example:
+        >>> leader = CellGate(4, cell=2)
+        >>> first = perfconv.nn.GatedConv2d(nn.Conv2d(4, 6, 3, padding=1), gate=leader)
+        >>> second = perfconv.nn.GatedConv2d(nn.Conv2d(6, 6, 3, padding=1), gate=SharedGate(leader))
+        >>> second(first(torch.rand(1, 4, 8, 8))).shape
+        torch.Size([1, 6, 8, 8])
+    """
+
+    def __init__(self, leader: BinaryGate) -> None:
+        super().__init__()
+        self._leader = (leader,)  # in a tuple, which registers nothing
+        self._latest: Gate | None = None
+        leader._recorders = (*leader._recorders, (self, type(leader).__name__))
+
+    @property
+    def is_learning(self) -> bool:
+        return self._leader[0].is_learning
+
+    def anchors(self, size: Sequence[int]) -> Tensor | None:
+        return self._leader[0].anchors(size)
+
+    def add(self, name: str, gate: Gate, pixel_macs: int) -> None:
+        """Takes the leader's decision, as its recorder."""
+        self._latest = gate
+
+    def forward(self, input: Tensor) -> Gate:
+        """The leader's last decision, which is handed out once.
+
+        Raises:
+            RuntimeError: the leader has decided nothing since the last call.
+        """
+        gate, self._latest = self._latest, None
+        if gate is None:
+            raise RuntimeError(
+                "SharedGate: the leader must decide before each call, got none of its decisions. "
+                "Share the gate of a layer that runs earlier in the same pass."
+            )
+        return self.tell(gate)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_latest": None}  # a decision is neither copied nor saved
