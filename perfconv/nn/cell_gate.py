@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from perfconv.nn.gate import BinaryGate, Gate, bias_of, start_open
+from perfconv.nn.gate_record import GateRecord
 from perfconv.ops.arguments import IntPair, int_pair
 
 
@@ -101,6 +102,18 @@ class CellGate(BinaryGate):
         return (rows[:, None] & columns)[None, None]  # (1, 1, H_out, W_out)
 
 
+class _Latest(GateRecord):
+    """Holds the last decision of a leader for one follower."""
+
+    gate: Gate | None = None
+
+    def add(self, name: str, gate: Gate, pixel_macs: int) -> None:
+        self.gate = gate
+
+    def __getstate__(self) -> dict:
+        return {}  # a decision, with its graph, is neither copied nor saved
+
+
 class SharedGate(BinaryGate):
     """Repeats what another gate decided earlier in the same pass; has no parameters.
 
@@ -120,8 +133,8 @@ class SharedGate(BinaryGate):
     def __init__(self, leader: BinaryGate) -> None:
         super().__init__()
         self._leader = (leader,)  # in a tuple, which registers nothing
-        self._latest: Gate | None = None
-        leader._recorders = (*leader._recorders, (self, type(leader).__name__))
+        self._heard = _Latest()
+        leader._recorders = (*leader._recorders, (self._heard, type(leader).__name__))
 
     @property
     def is_learning(self) -> bool:
@@ -130,23 +143,16 @@ class SharedGate(BinaryGate):
     def anchors(self, size: Sequence[int]) -> Tensor | None:
         return self._leader[0].anchors(size)
 
-    def add(self, name: str, gate: Gate, pixel_macs: int) -> None:
-        """Takes the leader's decision, as its recorder."""
-        self._latest = gate
-
     def forward(self, input: Tensor) -> Gate:
         """The leader's last decision, which is handed out once.
 
         Raises:
             RuntimeError: the leader has decided nothing since the last call.
         """
-        gate, self._latest = self._latest, None
+        gate, self._heard.gate = self._heard.gate, None
         if gate is None:
             raise RuntimeError(
                 "SharedGate: the leader must decide before each call, got none of its decisions. "
                 "Share the gate of a layer that runs earlier in the same pass."
             )
         return self.tell(gate)
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_latest": None}  # a decision is neither copied nor saved
