@@ -14,7 +14,6 @@ from perfconv.nn.batch_norm import freeze_statistics
 from perfconv.nn.layers import conv_norm_relu
 
 STEMS = ("7x7", "three_convs")
-WIDTHS = (64, 128, 256, 512)  # of the 3x3 convolutions of the four stages
 STAGES = ("res2", "res3", "res4", "res5")
 
 
@@ -142,6 +141,7 @@ class ResNet(nn.Module):
         res6_kernel: its kernel size.
         frozen_norms: prefixes of the names of BatchNorms that use stored statistics in training
             too ("" for all, "layer1" for those of res2); their affine parameters are trained.
+        width: of the 3x3 convolutions of res2, doubled from stage to stage, and of the stem.
 
     Attributes:
         feature_info: a :class:`FeatureInfo` for every feature, finest first.
@@ -165,6 +165,7 @@ class ResNet(nn.Module):
         res6_channels: int | None = None,
         res6_kernel: int = 3,
         frozen_norms: Sequence[str] = (),
+        width: int = 64,
     ) -> None:
         super().__init__()
         if stem not in STEMS:
@@ -179,7 +180,7 @@ class ResNet(nn.Module):
             )
         self.normalization = Normalization(normalization)
         self.frozen_norms = tuple(frozen_norms)
-        channels = 64 if stem == "7x7" else 128
+        channels = width if stem == "7x7" else 2 * width
         self.conv1 = _stem(stem, channels)
         self.bn1 = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU(inplace=True)
@@ -192,13 +193,13 @@ class ResNet(nn.Module):
                 blocks.append(
                     block(
                         channels,
-                        WIDTHS[index],
+                        width * 2**index,
                         stride=geometry.stride if is_first else 1,
                         dilation=geometry.first_dilation if is_first else geometry.dilation,
                         stride_in_1x1=stride_in_1x1,
                     )
                 )
-                channels = block.expansion * WIDTHS[index]
+                channels = block.expansion * width * 2**index
             self.add_module(f"layer{index + 1}", nn.Sequential(*blocks))
             stride *= geometry.stride
             infos.append(FeatureInfo(STAGES[index], channels, stride))

@@ -1,0 +1,375 @@
+"""Builders: the one place where a whole network is put together, a function for each variant.
+
+docs/models.md lists them with parameters and MACs. Every builder takes the trunk to build on, and
+changes it; without one it makes ``resnet_trunk``, at output stride 8 with random weights. Pools
+start from the weights they find, so load pretrained ones into the trunk first:
+
+    trunk = resnet_trunk(50)
+    load_weights(trunk, "resnet50.pth")
+    model = pag_resnet50(trunk=trunk)
+"""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from perfconv.models.heads import make_heads
+from perfconv.models.parsers import DepthAwareParser, SceneParser
+from perfconv.models.resnet import DEPTHS, Bottleneck, ResNet
+from perfconv.nn.depth_bins import NYUV2, DepthBins
+from perfconv.nn.depth_branch import DepthBranch
+from perfconv.nn.depth_pool import DepthAwarePool
+from perfconv.nn.dilation_pool import MultiDilationPool
+from perfconv.nn.gate import LayerGate
+from perfconv.nn.gated_blocks import GatedBasicBlock, GatedBottleneck
+from perfconv.nn.recurrent import RecurrentRefinement
+
+LAYERS = {"res2": "layer1", "res3": "layer2", "res4": "layer3", "res5": "layer4"}
+SEGMENTATION = ("segmentation",)
+# Blocks that are dropped for about 0.93, 0.86 and 0.65 of the MACs: the rows of the deck's table.
+DROPPED = {
+    0.9: ("res2_3", "res3_4", "res4_6"),
+    0.7: ("res4_4", "res4_5", "res4_6"),
+    0.5: ("res3_2", "res3_3", "res3_4", "res4_4", "res4_5", "res4_6", "res5_3"),
+}
+
+
+# ---- trunks --------------------------------------------------------------------------------------
+
+
+def resnet_trunk(
+    depth: int = 50,
+    *,
+    output_stride: int = 8,
+    stem: str = "7x7",
+    stride_in_1x1: bool = False,
+    normalization: str = "imagenet",
+    res6_channels: int | None = None,
+) -> ResNet:
+    """A ResNet of depth 18, 34, 50 or 101 for dense prediction, all BatchNorms frozen."""
+    if depth not in DEPTHS:
+        raise ValueError(
+            f"resnet_trunk: depth must be one of {', '.join(map(str, DEPTHS))}, got {depth}. "
+            "Build another with ResNet."
+        )
+    return ResNet(
+        *DEPTHS[depth],
+        output_stride=output_stride,
+        stem=stem,
+        stride_in_1x1=stride_in_1x1,
+        normalization=normalization,
+        res6_channels=res6_channels,
+        frozen_norms=("",),
+    )
+
+
+# ---- plain, and with pooling over dilations ------------------------------------------------------
+
+
+def baseline_resnet50(
+    classes: int = 40, *, tasks: Sequence[str] = SEGMENTATION, trunk: ResNet | None = None
+) -> SceneParser:
+    """The trunk and its heads: the deck's baseline."""
+    return _parser(trunk or resnet_trunk(50), classes, tasks)
+
+
+def multi_pool_res3_resnet50(
+    classes: int = 40,
+    *,
+    weighting: str = "attention",
+    tasks: Sequence[str] = SEGMENTATION,
+    trunk: ResNet | None = None,
+) -> SceneParser:
+    """MP@Res3: the second bottleneck of res3 has a :class:`MultiDilationPool` for its 3x3."""
+    return _with_pool("res3", weighting, classes, tasks, trunk)
+
+
+def multi_pool_res4_resnet50(
+    classes: int = 40,
+    *,
+    weighting: str = "attention",
+    tasks: Sequence[str] = SEGMENTATION,
+    trunk: ResNet | None = None,
+) -> SceneParser:
+    """MP@Res4: the second bottleneck of res4 has a :class:`MultiDilationPool` for its 3x3."""
+    return _with_pool("res4", weighting, classes, tasks, trunk)
+
+
+def multi_pool_res5_resnet50(
+    classes: int = 40,
+    *,
+    weighting: str = "attention",
+    tasks: Sequence[str] = SEGMENTATION,
+    trunk: ResNet | None = None,
+) -> SceneParser:
+    """MP@Res5, the deck's choice: "attention" is its w-Avg., "pag" its PAG without gates."""
+    return _with_pool("res5", weighting, classes, tasks, trunk)
+
+
+def multi_pool_res6_resnet50(
+    classes: int = 40,
+    *,
+    weighting: str = "attention",
+    tasks: Sequence[str] = SEGMENTATION,
+    trunk: ResNet | None = None,
+) -> SceneParser:
+    """MP@Res6: a :class:`MultiDilationPool` on top of res6."""
+    return _with_pool("res6", weighting, classes, tasks, trunk)
+
+
+# ---- pixel-wise attentional gating, and its baselines --------------------------------------------
+
+
+def pag_resnet50(
+    classes: int = 40,
+    *,
+    weighting: str = "pag",
+    perforate_f3: bool = True,
+    tasks: Sequence[str] = SEGMENTATION,
+    trunk: ResNet | None = None,
+) -> SceneParser:
+    """MP@Res5 and a gate in each of the 15 other bottlenecks: the deck's PAG network."""
+    return _pag(trunk or resnet_trunk(50), weighting, perforate_f3, classes, tasks)
+
+
+def pag_resnet101(
+    classes: int = 19,
+    *,
+    weighting: str = "pag",
+    perforate_f3: bool = True,
+    tasks: Sequence[str] = SEGMENTATION,
+    trunk: ResNet | None = None,
+) -> SceneParser:
+    """The same on a ResNet-101, 32 gates: the likely network of the deck's Cityscapes rows."""
+    return _pag(trunk or resnet_trunk(101), weighting, perforate_f3, classes, tasks)
+
+
+def gated_resnet50(
+    classes: int = 40,
+    *,
+    perforate_f3: bool = True,
+    tasks: Sequence[str] = SEGMENTATION,
+    trunk: ResNet | None = None,
+) -> SceneParser:
+    """A gate in each of the 16 bottlenecks, and no pool."""
+    trunk = trunk or resnet_trunk(50)
+    gate_blocks(trunk, perforate_f3=perforate_f3)
+    return _parser(trunk, classes, tasks)
+
+
+def truncated_resnet50(
+    classes: int = 40,
+    *,
+    dropped: Sequence[str] = DROPPED[0.9],
+    tasks: Sequence[str] = SEGMENTATION,
+    trunk: ResNet | None = None,
+) -> SceneParser:
+    """The baseline without some of its identity blocks; ``DROPPED`` has sets for three budgets."""
+    trunk = trunk or resnet_trunk(50)
+    drop_blocks(trunk, dropped)
+    return _parser(trunk, classes, tasks)
+
+
+def layer_skipping_resnet50(
+    classes: int = 40,
+    *,
+    tasks: Sequence[str] = SEGMENTATION,
+    trunk: ResNet | None = None,
+) -> SceneParser:
+    """One gate for each image and identity bottleneck, which skips the whole block."""
+    trunk = trunk or resnet_trunk(50)
+    for layer, index, block in _blocks(trunk):
+        if isinstance(block, Bottleneck) and block.downsample is None:
+            gate = LayerGate(block.conv1.in_channels)
+            layer[index] = GatedBottleneck(block, gate=gate)
+    return _parser(trunk, classes, tasks)
+
+
+# ---- depth-aware gating and recurrent refinement -------------------------------------------------
+
+
+def depth_aware_resnet50(
+    classes: int = 40,
+    *,
+    weighting: str = "predicted_depth",
+    assignment: str = "soft",
+    tied: bool = False,
+    bins: DepthBins = NYUV2,
+    trunk: ResNet | None = None,
+) -> DepthAwareParser:
+    """res6, a :class:`DepthAwarePool` and a classifier: the rows "average" to "predDepth"."""
+    trunk = trunk or resnet_trunk(50, res6_channels=512)
+    return _depth_aware(trunk, classes, weighting, assignment, tied, bins)
+
+
+def depth_aware_resnet101(
+    classes: int = 19,
+    *,
+    weighting: str = "predicted_depth",
+    assignment: str = "soft",
+    tied: bool = False,
+    bins: DepthBins = NYUV2,
+    trunk: ResNet | None = None,
+) -> DepthAwareParser:
+    """The same on a ResNet-101 with the three-conv stem: the authors' Cityscapes network."""
+    trunk = trunk or resnet_trunk(101, stem="three_convs", res6_channels=512)
+    return _depth_aware(trunk, classes, weighting, assignment, tied, bins)
+
+
+def recurrent_depth_resnet50(
+    classes: int = 40,
+    *,
+    loops: int = 2,
+    loop_weighting: str = "predicted_depth",
+    assignment: str = "soft",
+    bins: DepthBins = NYUV2,
+    trunk: ResNet | None = None,
+) -> DepthAwareParser:
+    """Depth-aware gating by predicted depth, then loops: "none", true or predicted depth there."""
+    trunk = trunk or resnet_trunk(50, res6_channels=512)
+    return _recurrent(trunk, classes, loops, loop_weighting, assignment, bins)
+
+
+def recurrent_depth_resnet101(
+    classes: int = 19,
+    *,
+    loops: int = 2,
+    loop_weighting: str = "predicted_depth",
+    assignment: str = "soft",
+    bins: DepthBins = NYUV2,
+    trunk: ResNet | None = None,
+) -> DepthAwareParser:
+    """The same on a ResNet-101 with the three-conv stem."""
+    trunk = trunk or resnet_trunk(101, stem="three_convs", res6_channels=512)
+    return _recurrent(trunk, classes, loops, loop_weighting, assignment, bins)
+
+
+# ---- parts, for networks of one's own ------------------------------------------------------------
+
+
+def insert_pool(trunk: ResNet, at: str, *, weighting: str = "pag", tied: bool = False) -> None:
+    """Puts a :class:`MultiDilationPool` into the second block of a stage, or on top of res6.
+
+    In a bottleneck the pool takes the place of the 3x3 with its BatchNorm and ReLU, and starts
+    from their weights: load pretrained ones before.
+
+    Args:
+        trunk: changed in place.
+        at: "res2" to "res5", or "res6".
+
+    Raises:
+        ValueError: the trunk has no such stage, or no second bottleneck there.
+    """
+    if at == "res6" and trunk.res6 is not None:
+        channels = trunk.feature_info[-1].channels
+        trunk.res6.append(MultiDilationPool(channels, weighting=weighting, tied=tied))
+        return
+    layer = trunk.get_submodule(LAYERS[at]) if at in LAYERS else ()
+    block = layer[1] if len(layer) > 1 else None  # type: ignore[index,arg-type]
+    if not isinstance(block, Bottleneck) or not isinstance(block.conv2, nn.Conv2d):
+        raise ValueError(
+            f"insert_pool: at must be a stage with a second bottleneck, or res6 of a trunk that "
+            f"has it, got {at!r}. Choose res5, the authors' place."
+        )
+    block.conv2 = MultiDilationPool.from_conv(
+        block.conv2, block.bn2, weighting=weighting, tied=tied
+    )
+    block.bn2 = nn.Identity()
+
+
+def gate_blocks(trunk: ResNet, *, perforate_f3: bool = True) -> None:
+    """Gives every residual block of ``trunk`` an open gate, but those with a pool; in place."""
+    for layer, index, block in _blocks(trunk):
+        if not isinstance(block, Bottleneck):
+            layer[index] = GatedBasicBlock(block)
+        elif isinstance(block.conv2, nn.Conv2d):
+            keeps_size = block.conv2.stride == (1, 1)
+            layer[index] = GatedBottleneck(block, perforate_f3=perforate_f3 or not keeps_size)
+
+
+def drop_blocks(trunk: ResNet, names: Sequence[str]) -> None:
+    """Takes blocks out of ``trunk``, in place; those that follow move up in the state dict.
+
+    Args:
+        names: such as "res4_6", the sixth block of res4; only blocks whose shortcut is the input.
+
+    Raises:
+        ValueError: there is no such block, or its shortcut is a projection.
+    """
+    for name in names:
+        stage, _, number = name.partition("_")
+        layer = trunk.get_submodule(LAYERS[stage]) if stage in LAYERS else nn.Sequential()
+        index = int(number) - 1 if number.isdecimal() else -1
+        assert isinstance(layer, nn.Sequential)
+        if not 0 <= index < len(layer) or layer[index].downsample is not None:
+            raise ValueError(
+                f"drop_blocks: names must be those of blocks without a projection, got {name!r}. "
+                "The first block of a stage cannot be dropped."
+            )
+    for stage, layer_name in LAYERS.items():
+        layer = trunk.get_submodule(layer_name)
+        assert isinstance(layer, nn.Sequential)
+        kept = [b for i, b in enumerate(layer, 1) if f"{stage}_{i}" not in names]
+        setattr(trunk, layer_name, nn.Sequential(*kept))
+
+
+def _blocks(trunk: ResNet) -> list[tuple[nn.Sequential, int, nn.Module]]:
+    found = []
+    for name in LAYERS.values():
+        layer = trunk.get_submodule(name)
+        assert isinstance(layer, nn.Sequential)
+        found += [(layer, index, block) for index, block in enumerate(layer)]
+    return found
+
+
+def _parser(trunk: ResNet, classes: int, tasks: Sequence[str]) -> SceneParser:
+    return SceneParser(trunk, make_heads(trunk.feature_info, tasks, classes=classes))
+
+
+def _with_pool(
+    at: str, weighting: str, classes: int, tasks: Sequence[str], trunk: ResNet | None
+) -> SceneParser:
+    trunk = trunk or resnet_trunk(50, res6_channels=512 if at == "res6" else None)
+    insert_pool(trunk, at, weighting=weighting)
+    return _parser(trunk, classes, tasks)
+
+
+def _pag(
+    trunk: ResNet, weighting: str, perforate_f3: bool, classes: int, tasks: Sequence[str]
+) -> SceneParser:
+    insert_pool(trunk, "res5", weighting=weighting)
+    gate_blocks(trunk, perforate_f3=perforate_f3)
+    return _parser(trunk, classes, tasks)
+
+
+def _depth_aware(
+    trunk: ResNet, classes: int, weighting: str, assignment: str, tied: bool, bins: DepthBins
+) -> DepthAwareParser:
+    res5, res6 = trunk.feature_info[-2:]
+    branch = DepthBranch(res5.channels) if weighting == "predicted_depth" else None
+    pool = DepthAwarePool(
+        res6.channels,
+        weighting=weighting,
+        assignment=assignment,
+        tied=tied,
+        bins=bins,
+        depth_branch=branch,
+    )
+    return DepthAwareParser(trunk, pool, classes)
+
+
+def _recurrent(
+    trunk: ResNet, classes: int, loops: int, weighting: str, assignment: str, bins: DepthBins
+) -> DepthAwareParser:
+    parser = _depth_aware(trunk, classes, "predicted_depth", assignment, False, bins)
+    channels = trunk.feature_info[-1].channels
+    parser.refinement = RecurrentRefinement(
+        channels,
+        classes,
+        channels=channels,
+        loops=loops,
+        weighting=weighting,
+        assignment=assignment,
+        bins=bins,
+    )
+    return parser

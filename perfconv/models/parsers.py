@@ -1,0 +1,123 @@
+"""Scene parsers: a trunk with heads, and the recurrent one that re-estimates depth."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from perfconv.models.heads import upsample
+from perfconv.models.resnet import ResNet
+from perfconv.nn.depth_branch import DepthPrediction
+from perfconv.nn.depth_pool import DepthAwarePool
+from perfconv.nn.recurrent import RecurrentRefinement, merge
+
+
+class SceneParser(nn.Module):
+    """One trunk and a head for each task.
+
+    Args:
+        trunk: returns features by name.
+        heads: by task; each takes the features and the size of the image.
+    """
+
+    def __init__(self, trunk: ResNet, heads: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.heads = nn.ModuleDict(dict(heads))
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """The maps of every task for ``images`` (N, 3, H, W), RGB in [0, 1], at their size.
+
+        "segmentation" (N, classes, H, W) logits, "log_depth" (N, 1, H, W), "normals" (N, 3, H, W)
+        of length 1, "boundary" (N, 1, H, W) logits; in training "boundary_sides" too.
+        """
+        features = self.trunk(images)
+        size = (images.size(2), images.size(3))
+        found: dict[str, Tensor] = {}
+        for head in self.heads.values():
+            found.update(head(features, size))
+        return found
+
+
+class StageOutput(NamedTuple):
+    """What the feed-forward pass, or one loop, says."""
+
+    segmentation: Tensor  # (N, classes, H, W), logits at the size of the image
+    depth: DepthPrediction | None  # at the resolution of the features
+    choice: Tensor | None  # (N, 1, h, w), int64, the dilation index of each pixel, if hard
+
+
+class DepthAwareParser(nn.Module):
+    """Trunk with res6, depth-aware pool, classifier; then loops of recurrent refinement.
+
+    Args:
+        trunk: with res6, whose channels the pool has.
+        pool: of res6; its depth branch, if any, sees res5.
+        classes: of the classifier.
+        refinement: the loops; None for the feed-forward network alone.
+        dropout: before the classifier.
+    """
+
+    def __init__(
+        self,
+        trunk: ResNet,
+        pool: DepthAwarePool,
+        classes: int,
+        *,
+        refinement: RecurrentRefinement | None = None,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        info = trunk.feature_info[-1]
+        if info.name != "res6":
+            raise ValueError(
+                f"DepthAwareParser: the trunk must have res6, got one that ends with {info.name}. "
+                "Build it with res6_channels."
+            )
+        self.trunk = trunk
+        self.pool = pool
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = nn.Conv2d(info.channels, classes, 1)
+        self.refinement = refinement
+        self.stride = info.stride
+
+    def forward(self, images: Tensor, depth: Tensor | None = None) -> list[StageOutput]:
+        """The outputs of the feed-forward pass and of every loop, each for its losses.
+
+        Args:
+            images: (N, 3, H, W), RGB in [0, 1].
+            depth: (N, 1, H, W), raw as the pool's bins expect it; for true depth.
+        """
+        size = (images.size(2), images.size(3))
+        features = self.trunk(images)
+        pooled = self.pool(features["res6"], depth, depth_features=features["res5"])
+        logits = self.classifier(self.dropout(pooled.features))
+        stages = [StageOutput(upsample(logits, self.stride, size), pooled.depth, pooled.choice)]
+        if self.refinement is not None:
+            for loop in self.refinement(features["res6"], pooled.features, depth):
+                large = upsample(loop.logits, self.stride, size)
+                stages.append(StageOutput(large, loop.depth, loop.choice))
+        return stages
+
+    def predict(
+        self, images: Tensor, depth: Tensor | None = None, *, merging: str = "last"
+    ) -> dict[str, Tensor]:
+        """One map for each task, as :class:`SceneParser` returns them.
+
+        Args:
+            images, depth: as for ``forward``.
+            merging: of the stages' probabilities: "last", "mean" or "max"; "segmentation" is their
+                logarithm unless "last".
+        """
+        stages = self(images, depth)
+        logits = stages[-1].segmentation
+        if merging != "last":
+            tiny = torch.finfo(logits.dtype).tiny
+            logits = merge([s.segmentation for s in stages], merging).clamp(min=tiny).log()
+        found = {"segmentation": logits}
+        last = stages[-1].depth
+        if last is not None and last.log_depth is not None:
+            size = (images.size(2), images.size(3))
+            found["log_depth"] = upsample(last.log_depth, self.stride, size)
+        return found

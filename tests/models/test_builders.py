@@ -1,0 +1,255 @@
+"""Named networks: golden counts, a training step and a prediction each, compile and export."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import perfconv
+from perfconv.models import builders
+from perfconv.models.builders import (
+    depth_aware_resnet50,
+    drop_blocks,
+    gate_blocks,
+    insert_pool,
+    pag_resnet50,
+    recurrent_depth_resnet50,
+    resnet_trunk,
+)
+from perfconv.models.heads import DepthHead, make_heads, upsample
+from perfconv.models.parsers import DepthAwareParser, StageOutput
+from perfconv.models.resnet import Bottleneck, FeatureInfo, ResNet
+from perfconv.nn import DepthAwarePool, MultiDilationPool, record_gates
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "model_table.py"
+
+
+def table():
+    spec = importlib.util.spec_from_file_location("model_table", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def narrow_trunk(res6_channels: int | None = None, depths: tuple = (1, 2, 2, 2)) -> ResNet:
+    """Bottlenecks; narrow enough for a training step."""
+    torch.manual_seed(0)
+    return ResNet(
+        Bottleneck, depths, output_stride=8, width=8, res6_channels=res6_channels, res6_kernel=1,
+        frozen_norms=("",),
+    )  # fmt: skip
+
+
+# ---- counts --------------------------------------------------------------------------------------
+
+
+def macs(model: nn.Module) -> int:
+    return perfconv.flops.count(model.eval(), torch.empty(1, 3, 425, 560)).dense_macs
+
+
+@pytest.mark.parametrize(
+    ("stride_in_1x1", "expected"), [(True, 96_096_165_760), (False, 96_463_167_360)]
+)
+def test_macs_of_the_deck(stride_in_1x1: bool, expected: int) -> None:
+    """425x560, 40 classes: trunk and head 95.6e9, attention branch, 15 gates."""
+    with torch.device("meta"):
+        model = pag_resnet50(trunk=resnet_trunk(50, stride_in_1x1=stride_in_1x1))
+        assert macs(model) == expected
+    assert len(perfconv.gates(model)) == 15
+    assert sum(p.numel() for p in model.parameters()) == 36_504_877
+
+
+def test_numbers_of_gates() -> None:
+    with torch.device("meta"):
+        assert len(perfconv.gates(builders.gated_resnet50())) == 16
+        assert len(perfconv.gates(builders.layer_skipping_resnet50())) == 12
+        assert len(perfconv.gates(builders.pag_resnet101())) == 32
+
+
+@pytest.mark.slow
+def test_the_table_in_the_docs_is_up_to_date() -> None:
+    assert table().main(["--check"]) == 0
+
+
+# ---- every builder trains a step and predicts ----------------------------------------------------
+
+
+def loss_of(output: dict[str, Tensor] | list[StageOutput]) -> Tensor:
+    """Something every output has a part in."""
+    if isinstance(output, dict):
+        return sum((value * value[..., :1, :1].detach()).mean() for value in output.values())
+    losses = [stage.segmentation.square().mean() for stage in output]
+    for stage in output:
+        if stage.depth is not None:
+            losses += [stage.depth.logits.square().mean(), stage.depth.log_depth.square().mean()]
+    return sum(losses)
+
+
+def variants() -> list:
+    """One of each builder and option, on a narrow trunk; sizes do not matter here."""
+    seen, chosen = set(), []
+    for variant in table().VARIANTS:
+        name = variant.call.replace("resnet101", "resnet50")
+        if name not in seen:
+            seen.add(name)
+            chosen.append(variant)
+    return chosen
+
+
+@pytest.mark.parametrize("variant", variants(), ids=lambda variant: variant.call)
+def test_a_training_step_and_a_prediction(variant) -> None:
+    name = variant.builder.__name__
+    needs_res6 = "depth" in name or "res6" in name
+    trunk = narrow_trunk(16 if needs_res6 else None)
+    options = dict(variant.options)
+    if "dropped" in options:
+        options["dropped"] = ("res3_2", "res5_2")
+    model = variant.builder(5, trunk=trunk, **options).train()
+    images = torch.rand(1, 3, 41, 56, generator=torch.Generator().manual_seed(1))
+    depth = (3000 * torch.rand(1, 1, 41, 56),) if variant.needs_depth else ()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    with record_gates(model) as record:
+        loss = loss_of(model(images, *depth))
+        if record:
+            loss = loss + perfconv.losses.density_loss(record, 0.7)
+    loss.backward()
+    optimizer.step()
+    moved = [not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
+    assert sum(moved) >= 0.8 * len(moved)
+    model.eval()
+    with torch.no_grad():
+        found = model(images, *depth) if "depth" not in name else model.predict(images, *depth)
+    for task, value in found.items():
+        assert value.shape[2:] == (41, 56), task
+        assert value.isfinite().all(), task
+
+
+# ---- parts ---------------------------------------------------------------------------------------
+
+
+def test_the_pool_starts_from_the_weights_of_the_block() -> None:
+    trunk = narrow_trunk()
+    weight = trunk.layer4[1].conv2.weight.detach().clone()
+    insert_pool(trunk, "res5")
+    pool = trunk.layer4[1].conv2
+    assert isinstance(pool, MultiDilationPool)
+    assert torch.equal(pool.branches.dilation1.conv.weight, weight)
+    gate_blocks(trunk)
+    assert list(perfconv.gates(trunk)) == [
+        f"layer{k}.{i}" for k, i in [(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (4, 0)]
+    ]
+    for at in ("res2", "res5", "res6", "stem"):  # one block; a pool already; no res6; no such
+        with pytest.raises(ValueError, match="insert_pool: at must be a stage"):
+            insert_pool(trunk, at)
+
+
+def test_a_gated_network_with_open_gates_is_the_plain_one() -> None:
+    images = torch.rand(1, 3, 41, 56)
+    plain = builders.baseline_resnet50(5, trunk=narrow_trunk()).eval()
+    gated = builders.gated_resnet50(5, trunk=narrow_trunk()).eval()
+    gated.load_state_dict(plain.state_dict(), strict=False)
+    with torch.no_grad():
+        torch.testing.assert_close(gated(images), plain(images), atol=1e-4, rtol=1e-4)
+
+
+def test_dropped_blocks() -> None:
+    trunk = narrow_trunk()
+    kept = trunk.layer3[0]
+    drop_blocks(trunk, ("res4_2",))
+    assert list(trunk.layer3) == [kept]
+    for name in ("res4_1", "res4_2", "res9_1", "layer4"):
+        with pytest.raises(ValueError, match="drop_blocks: names must be those of blocks"):
+            drop_blocks(trunk, (name,))
+
+
+@pytest.mark.parametrize("size", [(41, 56), (40, 56), (33, 33)])
+def test_upsampling_is_the_authors_transposed_convolution(size: tuple[int, int]) -> None:
+    """Away from the border, where theirs fades to 0."""
+    small = torch.randn(1, 2, -(-size[0] // 8), -(-size[1] // 8))
+    ramp = 1 - (torch.arange(16) - 7.5).abs() / 8
+    kernel = (ramp[:, None] * ramp)[None, None].expand(2, 1, 16, 16)
+    theirs = F.conv_transpose2d(small, kernel, stride=8, padding=4, groups=2)
+    found = upsample(small, 8, size)
+    assert found.shape[2:] == size
+    theirs = theirs[..., : size[0], : size[1]]
+    torch.testing.assert_close(found[..., 4:-8, 4:-8], theirs[..., 4:-8, 4:-8])
+
+
+def test_all_tasks_from_one_trunk() -> None:
+    model = pag_resnet50(5, tasks=("segmentation", "log_depth", "normals", "boundary"),
+                         trunk=narrow_trunk())  # fmt: skip
+    images = torch.rand(2, 3, 33, 49)
+    model.train()
+    assert model(images)["boundary_sides"].shape == (2, 4, 33, 49)
+    model.eval()
+    with torch.no_grad():
+        found = model(images)
+    assert {task: value.size(1) for task, value in found.items()} == {
+        "segmentation": 5, "log_depth": 1, "normals": 3, "boundary": 1,
+    }  # fmt: skip
+    torch.testing.assert_close(found["normals"].norm(dim=1), torch.ones(2, 33, 49))
+    merged = perfconv.models.predict_augmented(model, images)
+    assert set(merged) == set(found)
+
+
+def test_blurred_depth() -> None:
+    head = DepthHead(FeatureInfo("res5", 4, 8), hidden_channels=4, blur_radius=1)
+    features = {"res5": torch.randn(1, 4, 3, 3)}
+    head.eval()
+    blurred = head(features, (20, 24))["log_depth"]
+    head.blur_radius = 0
+    sharp = head(features, (20, 24))["log_depth"]
+    torch.testing.assert_close(blurred[0, 0, 5, 7], sharp[0, 0, 4:7, 6:9].mean())
+
+
+def test_merged_predictions() -> None:
+    model = recurrent_depth_resnet50(4, trunk=narrow_trunk(16)).eval()
+    images = torch.rand(1, 3, 33, 40)
+    with torch.no_grad():
+        stages = model(images)
+        last, mean = (model.predict(images, merging=how) for how in ("last", "mean"))
+    assert len(stages) == 3
+    assert torch.equal(last["segmentation"], stages[-1].segmentation)
+    expected = torch.stack([stage.segmentation.softmax(1) for stage in stages]).mean(0)
+    torch.testing.assert_close(mean["segmentation"].softmax(1), expected)
+    assert mean["log_depth"].shape == (1, 1, 33, 40)
+
+
+def test_errors() -> None:
+    with pytest.raises(ValueError, match="depth must be one of 18, 34, 50, 101, got 20"):
+        resnet_trunk(20)
+    for tasks in ((), "segmentation", ("labels",)):
+        with pytest.raises(ValueError, match="tasks must be a list of"):
+            make_heads((FeatureInfo("res5", 8, 8),), tasks)
+    with pytest.raises(ValueError, match="the trunk must have res6"):
+        DepthAwareParser(narrow_trunk(), DepthAwarePool(8), 4)
+
+
+# ---- torch's compilers ---------------------------------------------------------------------------
+
+
+def test_compile_and_export() -> None:
+    torch._dynamo.reset()
+    model = pag_resnet50(5, trunk=narrow_trunk(depths=(1, 1, 1, 2))).eval()
+    images = torch.rand(1, 3, 33, 40)
+    with torch.no_grad():
+        expected = model(images)["segmentation"]
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(images)["segmentation"], expected)
+        exported = torch.export.export(model, (images,))
+        torch.testing.assert_close(exported.module()(images)["segmentation"], expected)
+
+
+@pytest.mark.slow
+def test_compile_of_a_hard_depth_aware_network() -> None:
+    torch._dynamo.reset()
+    model = depth_aware_resnet50(5, assignment="hard", trunk=narrow_trunk(16)).eval()
+    images = torch.rand(1, 3, 33, 40)
+    with torch.no_grad():
+        expected = model.predict(images)["segmentation"]
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(images)[-1].segmentation, expected)
