@@ -13,6 +13,7 @@ from perfconv._ext import build_info
 # Sub-command: what it does, and the extra that its packages come with.
 COMMANDS = {
     "check": ("versions, kernels in use, and a self-test", None),
+    "data": ("check a data set's files", "data"),
     "demo": ("perforate a pretrained edge detector and report what it saves", "demo"),
 }
 
