@@ -4,7 +4,7 @@
 is the drop-in layer. Importing this package never touches CUDA.
 """
 
-from perfconv import flops, losses, metrics, nn, schedules
+from perfconv import flops, losses, metrics, nn, schedules, viz
 from perfconv._ext import build_info, cuda_error, has_cuda
 from perfconv.convert import convert, unconvert
 from perfconv.distill import distill_gates
@@ -65,4 +65,5 @@ __all__ = [
     "scatter_pixels",
     "schedules",
     "unconvert",
+    "viz",
 ]

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from perfconv.nn.gate import BinaryGate, Gate, bias_of, start_open
+from perfconv.nn.gate import COMPUTE, BinaryGate, Gate, bias_of, start_open
 from perfconv.nn.gate_record import GateRecord
 from perfconv.ops.arguments import IntPair, int_pair
 
@@ -28,6 +28,8 @@ class CellGate(BinaryGate):
         stride: of the layer or block.
         hidden_channels: of the layer between.
         anchor_stride: output pixels; None for no anchors.
+        budget: in evaluation, the density of each image's mask, anchors included: the cells with
+            the highest logits are open, ties closed. None: the logits decide. Can be set later.
         init_std, init_bias: of the last layer, as for :class:`PixelGate`.
         temperature, forward_mode, generator: see :class:`BinaryGate`.
 
@@ -46,6 +48,7 @@ class CellGate(BinaryGate):
         stride: IntPair = 1,
         hidden_channels: int = 16,
         anchor_stride: int | None = None,
+        budget: float | None = None,
         temperature: float = 1.0,
         forward_mode: str = "straight_through",
         generator: torch.Generator | None = None,
@@ -64,6 +67,7 @@ class CellGate(BinaryGate):
         self.cell = cell
         self.stride = int_pair("CellGate", "stride", stride)
         self.anchor_stride = anchor_stride
+        self.budget = budget
         self.hidden = nn.Conv2d(in_channels, hidden_channels, 1, device=device, dtype=dtype)
         self.classifier = nn.Conv2d(hidden_channels, 2, 3, padding=1, device=device, dtype=dtype)
         start_open(self.classifier, init_std, init_bias)
@@ -80,8 +84,24 @@ class CellGate(BinaryGate):
         mean, variance = features.mean(1, keepdim=True), features.var(1, keepdim=True, correction=0)
         features = (features - mean) * torch.rsqrt(variance + 1e-6)
         logits = self.classifier(F.leaky_relu(self.hidden(features), 0.1))  # (N, 2, h, w)
+        has_budget = self.budget is not None and not self.training
+        mask = self._best_cells(logits) if has_budget and self._forced_density is None else None
         height, width = input.shape[2:]
-        return self.decide(logits, (-(-height // self.stride[0]), -(-width // self.stride[1])))
+        size = (-(-height // self.stride[0]), -(-width // self.stride[1]))
+        return self.decide(logits, size, mask)
+
+    def _best_cells(self, logits: Tensor) -> Tensor:
+        """(N, 1, h, w), bool: as many cells of each image as the budget allows."""
+        assert self.budget is not None
+        odds = logits[:, COMPUTE:] - logits[:, :COMPUTE]  # (N, 1, h, w)
+        cells = odds[0].numel()
+        of_anchors = 0.0 if self.anchor_stride is None else self.anchor_stride**-2
+        share = (self.budget - of_anchors) / (1 - of_anchors) if of_anchors < 1 else 1.0
+        closed = cells - round(max(share, 0.0) * cells)
+        if closed == 0:
+            return torch.ones_like(odds, dtype=torch.bool)
+        best_closed = odds.flatten(1).kthvalue(closed, 1).values  # (N,)
+        return odds > best_closed[:, None, None, None]
 
     def spread(self, decision: Tensor, size: Sequence[int]) -> Tensor:
         if self._forced_density is not None and decision.shape[2:] == tuple(size):

@@ -155,3 +155,19 @@ def test_bad_input() -> None:
         CellGate(4, cell=1, anchor_stride=0)
     with pytest.raises(ValueError, match="GatedConv2d: fill must be"):
         GatedConv2d(nn.Conv2d(4, 6, 1), gate=PixelGate(4), fill="passthrough")
+
+
+@pytest.mark.parametrize("budget", [0.0, 0.3, 0.75, 1.0])
+def test_budget_opens_the_best_cells_of_each_image(budget: float) -> None:
+    gate = undecided_gate(cell=2, anchor_stride=4).eval()
+    free = gate(images(height=8, width=16))
+    gate.budget = budget
+    decision = gate(images(height=8, width=16))
+    share = max(0.0, (budget - 1 / 16) / (1 - 1 / 16))
+    for image in range(2):
+        odds = (free.logits[image, 1] - free.logits[image, 0]).flatten()
+        is_open = decision.mask[image, 0, 1::2, 1::2].flatten()  # not where the anchors are
+        assert int(is_open.sum()) == round(share * 32)
+        if 0 < is_open.sum() < 32:
+            assert odds[is_open].min() > odds[~is_open].max()
+    assert decision.mask.float().mean().item() == pytest.approx(max(budget, 1 / 16), abs=0.02)
