@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar, cast
 
 import torch
@@ -13,13 +13,22 @@ from perfconv.nn import (
     GatedBlock,
     GatedBottleneck,
     GatedConv2d,
+    GatedInvertedResidual,
     PerforatedConv2d,
     force_gates,
 )
-from perfconv.nn.block_structure import why_not
+from perfconv.nn.block_structure import (
+    BlockStructure,
+    NotResidual,
+    block_structure,
+    branch_layers,
+)
 from perfconv.nn.gate import BinaryGate
 
 Model = TypeVar("Model", bound=nn.Module)
+
+MOST_CONVOLUTIONS = 5  # of a residual block: three, and two of a squeeze-excite
+TEST_SIZE = (8, 9)  # pixels of the image on which a block shows what it computes
 
 # What a block takes over from the one it replaces.
 HOOKS = (
@@ -35,11 +44,14 @@ class ConversionReport:
 
     converted: dict[str, str]  # name of each gated block: its kind
     left: dict[str, str]  # name of each block that stayed as it was: why
+    # Name of each gated block: layers that act in training only, and no more (stochastic depth).
+    unused: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"{len(self.converted)} blocks converted, {len(self.left)} left as they were"]
         lines += [f"  {name}: {kind}" for name, kind in self.converted.items()]
         lines += [f"  {name}: left, {reason}" for name, reason in self.left.items()]
+        lines += [f"  {name}: without its {', '.join(p)}" for name, p in self.unused.items()]
         return "\n".join(lines)
 
 
@@ -56,9 +68,12 @@ def convert(
 ) -> Model:
     """A copy of ``model`` whose residual blocks have gates, all of them open.
 
-    Converted is what has the layers of a residual block of torchvision or timm (conv1, bn1, conv2,
-    bn2, perhaps conv3 and bn3, downsample) and, on a random image, its output. The converted model
-    computes what the old one did; train its gates with ``record_gates`` and ``density_loss``.
+    Converted is what has the layers of a residual block, in their order whatever their names (two
+    or three convolutions with BatchNorm, a squeeze-excite or none, a ReLU after the sum or none:
+    ResNet, RegNet, MobileNet, EfficientNet; torchvision's, timm's, segmentation-models-pytorch's
+    and your own), and, on a random image, the output of one. The converted model computes what the
+    old one did; train its gates with ``record_gates`` and ``density_loss``. Stochastic depth is not
+    applied in gated blocks.
 
     Args:
         model: left as it is. Weights, hooks, dtype, device and training flags come along, but the
@@ -66,7 +81,8 @@ def convert(
         filter: called with the name and the module of each convolution outside such blocks; those
             for which it says True become :class:`perfconv.nn.GatedConv2d`. For plain networks.
         gate: makes the gate of a plain block or convolution; the default is an open ``PixelGate``.
-        perforate_f3: of bottlenecks; those whose 3x3 has a stride take True.
+        perforate_f3: of bottlenecks; those whose 3x3 has a stride or changes the channels take
+            True.
         execution, gate_grad, batch_norm: as for :class:`perfconv.nn.GatedBlock`.
         fill: as for :class:`perfconv.nn.GatedConv2d`.
 
@@ -102,14 +118,15 @@ def convert(
         )
     _check_not_shared(model, [*blocks, *convolutions])
     converted = copy.deepcopy(model)
-    for name, kind in blocks.items():
+    for name, (kind, structure) in blocks.items():
         block = converted.get_submodule(name)
         options = {"execution": execution, "gate_grad": gate_grad, "batch_norm": batch_norm}
         own_gate = None if gate is None else gate(block)
         if kind is GatedBottleneck:
-            has_stride = block.conv2.stride != (1, 1)
+            middle = cast(nn.Conv2d, block.get_submodule(structure.stages[1].conv))
+            is_mixable = middle.stride == (1, 1) and middle.in_channels == middle.out_channels
             gated: GatedBlock = GatedBottleneck(
-                block, gate=own_gate, perforate_f3=perforate_f3 or has_stride, **options
+                block, gate=own_gate, perforate_f3=perforate_f3 or not is_mixable, **options
             )
         else:
             gated = kind(block, gate=own_gate, **options)
@@ -119,8 +136,12 @@ def convert(
         own_gate = None if gate is None else gate(conv)
         wrapped = GatedConv2d(conv, gate=own_gate, gate_grad=gate_grad, fill=fill)
         converted = _replace(converted, name, wrapped)
-    kinds = {name: kind.__name__ for name, kind in blocks.items()}
-    report = ConversionReport({**kinds, **dict.fromkeys(convolutions, "GatedConv2d")}, left)
+    kinds = {name: kind.__name__ for name, (kind, _) in blocks.items()}
+    report = ConversionReport(
+        {**kinds, **dict.fromkeys(convolutions, "GatedConv2d")},
+        left,
+        {name: found.left_out for name, (_, found) in blocks.items() if found.left_out},
+    )
     converted.__dict__["conversion_report"] = report  # no module, no parameter
     return converted
 
@@ -156,26 +177,68 @@ def unconvert(model: Model) -> Model:
     return plain
 
 
-def _find_blocks(model: nn.Module) -> tuple[dict[str, type[GatedBlock]], dict[str, str]]:
+Blocks = dict[str, tuple[type[GatedBlock], BlockStructure]]
+
+
+def _find_blocks(model: nn.Module) -> tuple[Blocks, dict[str, str]]:
     """The kind for each block that can be gated, and the reason for each that cannot."""
-    found: dict[str, type[GatedBlock]] = {}
+    found: Blocks = {}
     left: dict[str, str] = {}
-    for name, module in model.named_modules():
-        convolutions = [child for child in module.children() if isinstance(child, nn.Conv2d)]
-        if len(convolutions) < 2 or not hasattr(module, "conv2"):
-            continue
-        kind = GatedBottleneck if hasattr(module, "conv3") else GatedBasicBlock
-        reason = why_not(module, kind.stages) or _why_not_residual(module, kind)
-        if reason is None:
-            found[name] = kind
-        else:
+
+    def visit(name: str, module: nn.Module) -> None:
+        reason = None
+        if _may_be_block(module):
+            try:
+                found[name] = _classified(module)
+                return
+            except NotResidual as error:
+                reason = str(error)
+        before = len(found)
+        for child_name, child in module.named_children():
+            visit(f"{name}.{child_name}" if name else child_name, child)
+        if reason is not None and len(found) == before:  # say it once, of the whole block
+            for inner in [other for other in left if other.startswith(f"{name}." if name else "")]:
+                del left[inner]
             left[name] = reason
+
+    visit("", model)
     return found, left
+
+
+def _may_be_block(module: nn.Module) -> bool:
+    """Something with a forward of its own and as many convolutions as a residual block has."""
+    if type(module).forward in (nn.Sequential.forward, nn.Module.forward):
+        return False
+    layers = [layer for _, layer in branch_layers(module)]
+    convolutions = sum(isinstance(layer, nn.Conv2d) for layer in layers)
+    return 2 <= convolutions <= MOST_CONVOLUTIONS
+
+
+def _classified(block: nn.Module) -> tuple[type[GatedBlock], BlockStructure]:
+    """The family of a block, by its layers and by its output; the first refusal if there is none.
+
+    Raises:
+        NotResidual: it is of no family.
+    """
+    structure = block_structure(block)
+    families: list[type[GatedBlock]] = [GatedBottleneck, GatedBasicBlock, GatedInvertedResidual]
+    if structure.outer is None:  # nothing that could be applied after the sum
+        families.reverse()
+    families = [kind for kind in families if len(structure.stages) in kind.depths]
+    if not families:
+        raise NotResidual(f"it has {len(structure.stages)} convolutions in a row, not two or three")
+    reasons = []
+    for kind in families:
+        reason = kind.why_not(structure) or _why_not_residual(block, kind, structure)
+        if reason is None:
+            return kind, structure
+        reasons.append(reason)
+    raise NotResidual(reasons[0])
 
 
 def _find_convolutions(
     model: nn.Module,
-    blocks: dict[str, type[GatedBlock]],
+    blocks: Blocks,
     filter: Callable[[str, nn.Conv2d], bool],
 ) -> list[str]:
     """Names of the convolutions outside ``blocks`` that ``filter`` chooses."""
@@ -189,39 +252,45 @@ def _find_convolutions(
     ]
 
 
-def _why_not_residual(block: nn.Module, kind: type[GatedBlock]) -> str | None:
+def _why_not_residual(
+    block: nn.Module, kind: type[GatedBlock], structure: BlockStructure
+) -> str | None:
     """Whether the block computes, on a random image, what its layers suggest."""
     tried = _randomized_copy(block)
-    first = cast(nn.Conv2d, tried.conv1)
-    weight = first.weight
-    if weight.device.type == "meta":
+    first = cast(nn.Conv2d, tried.get_submodule(structure.stages[0].conv))
+    if first.weight.device.type == "meta":
         return None
     generator = torch.Generator().manual_seed(0)
-    image = torch.rand(1, first.in_channels, 16, 16, generator=generator)
-    image = image.to(weight.device, weight.dtype)
+    image = torch.randn(1, first.in_channels, *TEST_SIZE, generator=generator, dtype=torch.float64)
+    image = image.to(first.weight.device)
     try:
         with torch.no_grad():
             wanted = tried(image.clone())
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         return f"its forward fails on an image: {str(error).splitlines()[0]}"
     gated = kind(tried, execution="dense")
     force_gates(gated, 1.0)
-    with torch.no_grad():
-        output = gated(image)
-    tolerance = 16 * torch.finfo(weight.dtype).eps
-    if (
-        not isinstance(wanted, torch.Tensor)
-        or wanted.shape != output.shape
-        or (output - wanted).abs().max() > tolerance * wanted.abs().max()
-    ):
-        return "its forward does not compute ReLU(shortcut + branch) with these layers"
+    for execution in ("dense", "sparse"):
+        gated.execution = execution
+        with torch.no_grad():
+            output = gated(image)
+        if (
+            not isinstance(wanted, torch.Tensor)
+            or wanted.shape != output.shape
+            or not (output - wanted).abs().max() <= 1e-9 * wanted.abs().max()
+        ):
+            return f"its forward does not compute {_formula(kind)} with these layers"
     return None
 
 
+def _formula(kind: type[GatedBlock]) -> str:
+    return "shortcut + branch" if kind.sum_activation is None else "ReLU(shortcut + branch)"
+
+
 def _randomized_copy(block: nn.Module) -> nn.Module:
-    """In eval mode, without hooks; a BatchNorm of weight 0 would hide the branch."""
+    """In float64 and eval mode, without hooks; a BatchNorm of weight 0 would hide the branch."""
     generator = torch.Generator().manual_seed(1)
-    tried = copy.deepcopy(block).eval()
+    tried = copy.deepcopy(block).double().eval()
     with torch.no_grad():
         for module in tried.modules():
             for hooks in HOOKS[:-1]:

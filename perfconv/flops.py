@@ -215,14 +215,15 @@ class _Counter(TorchDispatchMode):
         direct = [macs for called, macs in calls if called == name]
         executed: dict[str, Tensor] = {}
         dense: dict[str, Tensor] = {}
-        named = [(called.rpartition(".")[2], macs) for called, macs in calls if called != name]
+        prefix = f"{name}." if name else ""
+        named = [(called.removeprefix(prefix), macs) for called, macs in calls if called != name]
         for conv, macs in [*zip(block.perforated_stages, direct, strict=False), *named]:
             executed[conv] = executed.get(conv, 0) + macs.executed
             dense[conv] = macs.dense
         needed_masks = block.needed_masks(mask, input)
         for stage, needed in zip(block.stages, needed_masks, strict=True):
             conv = stage.conv
-            whole, layer = dense[conv], f"{name}.{conv}".lstrip(".")
+            whole, layer = dense[conv], prefix + conv
             if needed is None or needed.device.type == "meta":
                 self.add(layer, LAYER, whole, executed[conv], whole)
                 continue

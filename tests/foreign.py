@@ -18,13 +18,30 @@ SCHEMAS = (
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
 TORCH = "2.13."
-FOREIGN = (
-    "torchvision.resnet18",
-    "torchvision.resnet50",
-    "torchvision.deeplabv3_resnet50",
-    "timm.resnet18",
-    "timm.resnet50",
-)
+# Package and network: whether every block of it can be gated.
+FOREIGN = {
+    "torchvision.resnet18": True,
+    "torchvision.resnet50": True,
+    "torchvision.deeplabv3_resnet50": True,
+    "torchvision.regnet_y_400mf": True,
+    "torchvision.mobilenet_v2": False,
+    "torchvision.efficientnet_b0": False,
+    "timm.resnet18": True,
+    "timm.resnet50": True,
+    "timm.regnetx_002": True,
+    "timm.regnety_002": True,
+    "timm.tf_efficientnet_lite0": False,
+    "segmentation_models_pytorch.resnet18": False,
+    "segmentation_models_pytorch.efficientnet-b0": False,
+}
+SLOW = {
+    "torchvision.regnet_x_400mf": True,
+    "torchvision.mobilenet_v3_small": False,
+    "timm.efficientnet_b0": False,
+    "timm.mobilenetv3_small_050": False,
+    "segmentation_models_pytorch.timm-tf_efficientnet_lite0": False,
+    "segmentation_models_pytorch.tu-regnety_002": False,
+}
 _defined: list[torch.library.Library] = []  # schemas live as long as their library
 
 
@@ -56,6 +73,9 @@ def foreign_network(name: str) -> nn.Module:
     """A network with random weights; skips the test if its package cannot be imported."""
     package, _, kind = name.partition(".")
     make_importable("torchvision", package)
+    if package == "segmentation_models_pytorch":
+        smp = importlib.import_module(package)
+        return smp.Unet(kind, encoder_weights=None, classes=5, decoder_channels=(32, 16, 8, 8, 8))
     if package == "timm":
         return importlib.import_module("timm").create_model(kind, num_classes=5)
     models = importlib.import_module("torchvision.models")

@@ -12,15 +12,16 @@ class Bottleneck(nn.Module):
 
     def __init__(
         self, in_channels: int, width: int, stride: int = 1, *, dilation: int = 1,
-        is_stride_first: bool = False,
+        is_stride_first: bool = False, groups: int = 1, squeeze: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
         out_channels = self.expansion * width
         first, second = (stride, 1) if is_stride_first else (1, stride)
         self.conv1 = nn.Conv2d(in_channels, width, 1, stride=first, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, second, dilation, dilation, bias=False)
+        self.conv2 = nn.Conv2d(width, width, 3, second, dilation, dilation, groups, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
+        self.se = SqueezeExcite(width, squeeze) if squeeze else nn.Identity()
         self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out_channels)
         self.relu = nn.ReLU(inplace=True)
@@ -29,8 +30,53 @@ class Bottleneck(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         shortcut = input if self.downsample is None else self.downsample(input)
         features = self.relu(self.bn1(self.conv1(input)))
-        features = self.relu(self.bn2(self.conv2(features)))
+        features = self.se(self.relu(self.bn2(self.conv2(features))))
         return self.relu(self.bn3(self.conv3(features)) + shortcut)
+
+
+class InvertedResidual(nn.Module):
+    """Expand, depthwise, project and the input; without the expansion where the width is 1x."""
+
+    def __init__(
+        self, channels: int, expansion: int, kernel_size: int = 3, *, squeeze: int = 0,
+        activation: type[nn.Module] = nn.ReLU6,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        width = expansion * channels
+        if expansion > 1:
+            self.conv1 = nn.Conv2d(channels, width, 1, bias=False)
+            self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(
+            width, width, kernel_size, padding=kernel_size // 2, groups=width, bias=False
+        )
+        self.bn2 = nn.BatchNorm2d(width)
+        self.se = SqueezeExcite(width, squeeze) if squeeze else nn.Identity()
+        self.conv3 = nn.Conv2d(width, channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(channels)
+        self.act = activation(inplace=True)
+        self.downsample = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        features = self.act(self.bn1(self.conv1(input))) if hasattr(self, "conv1") else input
+        features = self.se(self.act(self.bn2(self.conv2(features))))
+        return input + self.bn3(self.conv3(features))
+
+
+class SqueezeExcite(nn.Module):
+    """Channels scaled by a function of their means."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(channels, width, 1)
+        self.act = nn.SiLU()
+        self.expand = nn.Conv2d(width, channels, 1)
+        self.gate = nn.Hardsigmoid()
+
+    def scale(self, mean: Tensor) -> Tensor:
+        return self.gate(self.expand(self.act(self.reduce(mean))))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input * self.scale(input.mean((2, 3), keepdim=True))
 
 
 class BasicBlock(nn.Module):
@@ -66,7 +112,7 @@ class ResNet(nn.Module):
             for number in range(count):
                 stride = 2 if index and not number else 1
                 layers.append(kind(channels, width * 2**index, stride))
-                channels = kind.expansion * width * 2**index
+                channels = getattr(kind, "func", kind).expansion * width * 2**index
             setattr(self, f"layer{index + 1}", nn.Sequential(*layers))
         self.stages = len(blocks)
         self.fc = nn.Linear(channels, 5)

@@ -18,7 +18,7 @@ from perfconv.nn.gate_record import (
     set_temperature,
 )
 from perfconv.nn.gated_block import GatedBlock
-from perfconv.nn.gated_blocks import GatedBasicBlock, GatedBottleneck
+from perfconv.nn.gated_blocks import GatedBasicBlock, GatedBottleneck, GatedInvertedResidual
 from perfconv.nn.gated_chain import GatedChain
 from perfconv.nn.gated_conv import GatedConv2d
 from perfconv.nn.mask_state import MaskState
@@ -43,6 +43,7 @@ __all__ = [
     "GatedBottleneck",
     "GatedChain",
     "GatedConv2d",
+    "GatedInvertedResidual",
     "LayerGate",
     "LoopOutput",
     "MaskState",

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from perfconv.nn.batch_norm import active_batch_norm, folded, is_foldable
+from perfconv.nn.batch_norm import folded, is_foldable, normalized
 from perfconv.nn.conv import version
 from perfconv.ops.multi_dilation import multi_dilation_conv2d
 from perfconv.ops.pack import pack_weight
@@ -93,7 +93,7 @@ class DilationBranches(nn.Module):
             branch = self._branch(step)
             features = _dilated(input, branch.conv.weight, None, step)
             mask = None if choice is None else choice == index
-            found.append(F.relu(active_batch_norm(branch.norm, features, mask)))
+            found.append(normalized(branch.norm, features, mask, "relu"))
         return found
 
     def chosen(self, input: Tensor, choice: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 import torch
 from torch import nn
 
-from perfconv.nn.batch_norm import folded, is_foldable
+from perfconv.nn.batch_norm import folded, includes_activation, is_foldable
 from perfconv.nn.conv import PerforatedConv2d, prepack
 from perfconv.nn.gated_block import GatedBlock
 from perfconv.nn.gated_chain import GatedChain
@@ -44,7 +44,8 @@ def fuse(model: Model, *, inplace: bool = False) -> Model:
 
     Returns:
         A deep copy. Its convolutions in gated blocks are ``PerforatedConv2d`` with packed weights
-        that need no gradient (``perfconv.prepack``), their BatchNorms ``nn.Identity``.
+        that need no gradient (``perfconv.prepack``), their BatchNorms ``nn.Identity``, or the
+        activation that a BatchNorm of timm includes.
 
     Raises:
         ValueError: ``model`` is in training mode.
@@ -64,8 +65,8 @@ def fuse(model: Model, *, inplace: bool = False) -> Model:
         if isinstance(module, GatedBlock):
             for stage in module.stages:
                 _fold(module, stage.conv, stage.norm)
-                _perforate(module, stage.conv)
-            module.overwrites_shortcut = inplace and _makes_a_tensor(module.downsample)
+                _perforate(module.get_submodule(stage.conv), stage.padding)
+            module.overwrites_shortcut = inplace and _makes_a_tensor(module.projection)
         elif isinstance(module, FoldsBranches):
             module.fuse_branches()
         elif isinstance(module, nn.Sequential):
@@ -80,8 +81,8 @@ def fuse(model: Model, *, inplace: bool = False) -> Model:
 
 
 @torch.no_grad()
-def _fold(parent: nn.Module, conv_name: str, norm_name: str) -> None:
-    conv, norm = getattr(parent, conv_name), getattr(parent, norm_name)
+def _fold(parent: nn.Module, conv_path: str, norm_path: str) -> None:
+    conv, norm = parent.get_submodule(conv_path), parent.get_submodule(norm_path)
     if not isinstance(conv, nn.Conv2d) or isinstance(norm, nn.Identity) or not is_foldable(norm):
         return
     if norm.training or has_hooks(conv) or has_hooks(norm):
@@ -90,18 +91,21 @@ def _fold(parent: nn.Module, conv_name: str, norm_name: str) -> None:
     assert bias is not None
     conv.weight = nn.Parameter(weight, requires_grad=conv.weight.requires_grad)
     conv.bias = nn.Parameter(bias, requires_grad=conv.weight.requires_grad)
-    setattr(parent, norm_name, nn.Identity().eval())  # as the layer it replaces
+    owner, _, name = norm_path.rpartition(".")
+    left = norm.get_submodule("act") if includes_activation(norm) else nn.Identity()
+    setattr(parent.get_submodule(owner), name, left.eval())  # as the layer it replaces
 
 
-def _makes_a_tensor(downsample: nn.Module | None) -> bool:
+def _makes_a_tensor(projection: nn.Module | None) -> bool:
     """Whether a shortcut is the result of a convolution, which nobody else holds."""
-    layers = [] if downsample is None else [downsample, *downsample.modules()]
+    layers = [] if projection is None else list(projection.modules())
     kinds = [type(layer) for layer in layers if not isinstance(layer, nn.Identity)]
     return bool(kinds) and kinds[-1] in (nn.Conv2d, PerforatedConv2d, nn.BatchNorm2d)
 
 
-def _perforate(parent: nn.Module, conv_name: str) -> None:
-    """``prepack`` packs perforated layers."""
-    conv = getattr(parent, conv_name)
-    if type(conv) is nn.Conv2d:
+def _perforate(conv: nn.Module, padding: tuple[int, int]) -> None:
+    """``prepack`` packs perforated layers; code of a subclass's own that pads is left behind."""
+    if isinstance(conv, nn.Conv2d) and not isinstance(conv, PerforatedConv2d):
+        vertical, horizontal = conv.padding = padding
+        conv._reversed_padding_repeated_twice = [horizontal, horizontal, vertical, vertical]
         conv.__class__ = PerforatedConv2d

@@ -6,11 +6,10 @@ What every family of blocks shares; the families, and their equations, are in ga
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from perfconv.nn.batch_norm import active_batch_norm, folded
-from perfconv.nn.block_structure import Stage, why_not
+from perfconv.nn.batch_norm import activate, active_batch_norm, folded, has_statistics, normalized
+from perfconv.nn.block_structure import BlockStructure, NotResidual, Stage, block_structure
 from perfconv.nn.conv import PerforatedConv2d
 from perfconv.nn.gate import BinaryGate, PixelGate
 from perfconv.nn.hooks import is_tapped
@@ -26,7 +25,7 @@ BATCH_NORMS = ("frozen", "active")
 
 
 class GatedBlock(nn.Module):
-    """What gated residual blocks share; use :class:`GatedBottleneck`, :class:`GatedBasicBlock`.
+    """What gated residual blocks share; use one of the families in ``gated_blocks``.
 
     The block takes over the layers of a plain one under the same names, so old state-dict keys
     stay and new ones begin with ``gate.``. The plain block and this one share their parameters.
@@ -40,7 +39,7 @@ class GatedBlock(nn.Module):
     with frozen gates, where it is exact for every parameter.
 
     Args:
-        block: a plain residual block; see :func:`why_not`.
+        block: a plain residual block; see :mod:`perfconv.nn.block_structure`.
         gate: of the block's input, on its output grid; default a new, open :class:`PixelGate`.
             A gate whose parameters need no gradient passes none to the block's input either.
         execution: "auto", "dense" or "sparse".
@@ -51,12 +50,32 @@ class GatedBlock(nn.Module):
             "active", training statistics over the pixels that sparse execution computes, in both
             executions (the shortcut's own BatchNorm sees all pixels).
 
-    Hooks on the block run as ever; those on its inner layers only in dense execution.
+    **Squeeze-excite** pools the mixed map, the output of the convolution before it at active pixels
+    and that convolution's input elsewhere. The layers up to that input then run densely.
+
+    Hooks on the block run as ever; those on its inner layers only in dense execution. Stochastic
+    depth is not applied: the gate is what skips the branch.
     """
 
-    stages: tuple[Stage, ...] = ()
-    downsample: nn.Module | None
+    # Of a family: how many convolutions, and the activation after the sum.
+    depths: tuple[int, ...] = ()
+    sum_activation: str | None = "relu"
     overwrites_shortcut = False  # what fuse(inplace=True) sets in projection blocks
+
+    @classmethod
+    def why_not(cls, structure: BlockStructure) -> str | None:
+        """Why a block of this structure is not of this family; None if it is."""
+        if len(structure.stages) not in cls.depths:
+            wanted = " or ".join(map(str, cls.depths))
+            return f"it has {len(structure.stages)} convolutions in a row, not {wanted}"
+        outer = structure.outer
+        if outer is None:
+            return None
+        if cls.sum_activation == "relu" and outer.function != "relu":
+            return f"its {outer.path} is a {outer.kind}, not a ReLU"
+        if cls.sum_activation is None and not structure.is_outer_shared:
+            return f"it has an activation after its last layer, {outer.path}"
+        return None
 
     def __init__(
         self,
@@ -79,19 +98,21 @@ class GatedBlock(nn.Module):
                     f"{name}: {argument} must be one of {', '.join(map(repr, allowed))}, got "
                     f"{value!r}. Choose one of these."
                 )
-        reason = why_not(block, self.stages)
-        if reason is not None:
+        try:
+            self.structure = block_structure(block)
+            reason = self.why_not(self.structure)
+            if reason is not None:
+                raise NotResidual(reason)
+        except NotResidual as error:
             raise ValueError(
                 f"{name}: the block must be a plain residual one, got a {type(block).__name__}: "
-                f"{reason}. Leave it as it is."
-            )
+                f"{error}. Leave it as it is."
+            ) from error
         self.execution = execution
         self.gate_grad = gate_grad
         self.batch_norm = batch_norm
         for child_name, child in block.named_children():
             self.add_module(child_name, child)
-        if "downsample" not in self._modules:
-            self.downsample = None
         first = self._conv(self.stages[0])
         if gate is None:
             gate = PixelGate(
@@ -107,6 +128,11 @@ class GatedBlock(nn.Module):
         self.training = block.training
         gate.train(block.training)
         self._freeze()
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The convolutions of the branch, with what follows each."""
+        return self.structure.stages
 
     @property
     def stride(self) -> tuple[int, int]:
@@ -125,12 +151,15 @@ class GatedBlock(nn.Module):
                 setattr(plain, name, child)
         return plain.train(self.training)
 
-    def forward(self, input: Tensor, *, owns_input: bool = False) -> Tensor:
+    def forward(
+        self, input: Tensor, drop_connect_rate: float | None = None, *, owns_input: bool = False
+    ) -> Tensor:
         """The block at the gate's active pixels, the shortcut elsewhere.
 
         Args:
-            input: (N, C_in, H, W). Identity blocks expect what a ReLU gave, as everywhere in a
-                residual network.
+            input: (N, C_in, H, W). Identity blocks with a ReLU after the sum expect what a ReLU
+                gave, as everywhere in such a network.
+            drop_connect_rate: not used; EfficientNets of segmentation-models-pytorch pass one.
             owns_input: nobody reads ``input`` afterwards: an identity block may write its output
                 into it (it does where no gradients are recorded).
 
@@ -143,8 +172,8 @@ class GatedBlock(nn.Module):
             active = self.gate.active_pixels(input)
             if active is not None:
                 self._check(active.mask, sizes[-1])
-                shortcut = input if self.downsample is None else self.downsample(input)
                 needed = self._masks(active, sizes)
+                shortcut = self._shortcut(input)
                 may_overwrite = self._may_overwrite(owns_input)
                 return self._sparse(input, shortcut, active.mask, None, needed, may_overwrite)
         gate = self.gate(input)
@@ -153,7 +182,7 @@ class GatedBlock(nn.Module):
             parameter.requires_grad for parameter in self.gate.parameters()
         )
         has_gradient = learns and self.gate_grad != "none" and gate.hard.requires_grad
-        shortcut = input if self.downsample is None else self.downsample(input)
+        shortcut = self._shortcut(input)
         is_dense = self.execution == "dense" or (
             self.execution == "auto" and has_gradient and self.gate_grad == "dense"
         )
@@ -170,6 +199,10 @@ class GatedBlock(nn.Module):
         may_overwrite = self._may_overwrite(owns_input)
         return self._sparse(input, shortcut, gate.mask, hard, masks, may_overwrite)
 
+    def _shortcut(self, input: Tensor) -> Tensor:
+        projection = self.projection
+        return input if projection is None else projection(input)
+
     # ---- the two executions ----------------------------------------------------------------------
 
     def _dense(
@@ -178,25 +211,35 @@ class GatedBlock(nn.Module):
         shortcut: Tensor,
         mask: Tensor,
         weight: Tensor,
-        masks: list[Tensor] | None,
+        masks: list | None,
     ) -> Tensor:
-        branch = self._dense_branch(input, masks)
+        branch = self._dense_branch(input, weight, masks)
         summed = shortcut + weight.to(branch.dtype) * branch
-        if self.downsample is not None or self.gate.is_relaxed:
-            return F.relu(summed)
-        return torch.where(mask, F.relu(summed), summed)
+        output = activate(summed, self.sum_activation)
+        if self._is_projection() or self.gate.is_relaxed or self.sum_activation is None:
+            return output
+        return torch.where(mask, output, summed)
 
-    def _dense_branch(self, input: Tensor, masks: list[Tensor] | None) -> Tensor:
-        """The branch at every pixel, before the ReLU of the block."""
-        features = input
-        for index, stage in enumerate(self.stages):
-            features = self._conv(stage)(features)
-            features = active_batch_norm(
-                self._norm(stage), features, None if masks is None else as_bool(masks[index])
-            )
-            if index + 1 < len(self.stages):
-                features = F.relu(features)
-        return features
+    def _dense_branch(self, input: Tensor, weight: Tensor, masks: list | None) -> Tensor:
+        """The branch at every pixel, before the sum; ``weight`` mixes what is squeezed."""
+        reduced, processed = self._dense_inner(input, masks)
+        if self.structure.squeeze is not None:
+            kept = self._thinned(reduced)
+            weight = weight.to(kept.dtype)
+            processed = self._scaled(processed, (1 - weight) * kept + weight * processed)
+        return self._dense_stage(-1, processed, masks)
+
+    def _dense_inner(self, input: Tensor, masks: list | None) -> tuple[Tensor, Tensor]:
+        """Input and output of the stage before the last one, at every pixel."""
+        before = features = input
+        for index in range(len(self.stages) - 1):
+            before, features = features, self._dense_stage(index, features, masks)
+        return before, features
+
+    def _dense_stage(self, index: int, features: Tensor, masks: list | None) -> Tensor:
+        stage = self.stages[index]
+        mask = None if masks is None or masks[index] is None else as_bool(masks[index])
+        return normalized(self._norm(stage), self._conv(stage)(features), mask, stage.activation)
 
     def _sparse(
         self,
@@ -204,35 +247,75 @@ class GatedBlock(nn.Module):
         shortcut: Tensor,
         mask: Tensor,
         hard: Tensor | None,
-        masks: list[Tensor],
+        masks: list,
         may_overwrite: bool,
     ) -> Tensor:
         features = input
-        for stage, active in zip(self.stages[:-1], masks[:-1], strict=True):
-            features = self._perforated(stage, features, active)
+        for index, active in enumerate(masks[:-1]):
+            base = self._thinned(features) if self._is_squeezed(index) else None
+            features = self._perforated(self.stages[index], features, active, base)
+            if base is not None:
+                pooled = features
+                if hard is not None:
+                    with torch.no_grad():
+                        is_dense = self.gate_grad == "dense"
+                        gain = self._dense_inner(input, masks)[1] if is_dense else features
+                        gain = gain - base
+                    pooled = features + (hard - hard.detach()).to(gain.dtype) * gain
+                features = self._scaled(features, pooled)
         output = self._last(self.stages[-1], features, masks[-1], shortcut, may_overwrite)
         if hard is None:
             return output
         with torch.no_grad():
-            if self.gate_grad == "dense":
-                slope = output > 0
-                if self.downsample is None:
-                    slope |= ~mask
-                gain = self._dense_branch(input, masks) * slope
-            else:  # at active pixels with slope 1, the output is shortcut + branch
-                gain = torch.where(mask & (output > 0), output - shortcut, 0)
+            gain = self._gain(input, shortcut, output, mask, masks)
         return output + (hard - hard.detach()).to(gain.dtype) * gain
 
-    def _perforated(self, stage: Stage, features: Tensor, mask: Tensor | ActivePixels) -> Tensor:
-        """Convolution, BatchNorm and ReLU at the pixels of ``mask``; nothing reads the others."""
+    def _gain(
+        self, input: Tensor, shortcut: Tensor, output: Tensor, mask: Tensor, masks: list
+    ) -> Tensor:
+        """What the output gains by an open gate, 0 where that is not known."""
+        slope = output > 0 if self.sum_activation == "relu" else torch.ones_like(mask)
+        if self.gate_grad == "dense":
+            if not self._is_projection():
+                slope = slope | ~mask
+            return self._dense_branch(input, mask, masks) * slope
+        # At active pixels with slope 1, the output is shortcut + branch.
+        return torch.where(mask & slope, output - shortcut, 0)
+
+    def _perforated(
+        self,
+        stage: Stage,
+        features: Tensor,
+        mask: Tensor | ActivePixels | None,
+        base: Tensor | None = None,
+    ) -> Tensor:
+        """Convolution, BatchNorm and activation at the pixels of ``mask``, None for all of them.
+
+        The others hold ``base``; without it, nothing reads them.
+        """
         conv, norm = self._conv(stage), self._norm(stage)
-        if norm.training:
-            features = convolve(conv, features, mask, conv.weight, conv.bias)
-            return F.relu(active_batch_norm(norm, features, as_bool(mask)))
+        if mask is None:
+            return normalized(norm, conv(features), None, stage.activation)
+        if has_statistics(norm):
+            features = convolve(stage, conv, features, mask, conv.weight, conv.bias)
+            features = normalized(norm, features, as_bool(mask), stage.activation)
+            return features if base is None else torch.where(as_bool(mask), features, base)
         weight, bias = folded(conv, norm)
-        # The gradient of the next layer's weight may be computed densely, and reads every pixel.
-        fill = "zero" if may_need_gradient((features, weight, bias)) else "none"
-        return convolve(conv, features, mask, weight, bias, fill=fill, activation="relu")
+        fill = "passthrough"
+        if base is None:
+            # The gradient of the next layer's weight may be computed densely: it reads every pixel.
+            fill = "zero" if may_need_gradient((features, weight, bias)) else "none"
+        return convolve(
+            stage,
+            conv,
+            features,
+            mask,
+            weight,
+            bias,
+            fill=fill,
+            activation=stage.activation,
+            base=base,
+        )
 
     def _last(
         self,
@@ -242,14 +325,14 @@ class GatedBlock(nn.Module):
         shortcut: Tensor,
         may_overwrite: bool,
     ) -> Tensor:
-        """The last stage at active pixels, added to the shortcut, with the ReLU of the block."""
+        """The last stage at active pixels added to the shortcut, and the activation of the sum."""
         conv, norm = self._conv(stage), self._norm(stage)
-        is_projection = self.downsample is not None
-        if norm.training:
-            features = convolve(conv, features, mask, conv.weight, conv.bias)
-            features = active_batch_norm(norm, features, as_bool(mask))
-            skipped = F.relu(shortcut) if is_projection else shortcut
-            return torch.where(as_bool(mask), F.relu(shortcut + features), skipped)
+        if has_statistics(norm):
+            features = convolve(stage, conv, features, mask, conv.weight, conv.bias)
+            summed = shortcut + active_batch_norm(norm, features, as_bool(mask))
+            is_active = self._is_projection()
+            skipped = activate(shortcut, self.sum_activation) if is_active else shortcut
+            return torch.where(as_bool(mask), activate(summed, self.sum_activation), skipped)
         weight, bias = folded(conv, norm)
         if may_overwrite and shortcut.dtype == features.dtype == weight.dtype:
             return perforated_conv2d_into(
@@ -258,23 +341,24 @@ class GatedBlock(nn.Module):
                 weight,
                 mask,
                 bias,
-                **geometry(conv),
-                activation="relu",
+                **geometry(stage, conv),
+                activation=self.sum_activation,
                 adds_base=True,
-                activate_base=is_projection,
+                activate_base=self._is_projection(),
                 packed_weight=pack_of(conv, weight),
             )
         return convolve(
+            stage,
             conv,
             features,
             mask,
             weight,
             bias,
             fill="passthrough",
-            activation="relu",
+            activation=self.sum_activation,
             residual=shortcut,
             base=shortcut,
-            activate_base=is_projection,
+            activate_base=self._is_projection(),
         )
 
     def _may_overwrite(self, owns_input: bool) -> bool:
@@ -283,9 +367,29 @@ class GatedBlock(nn.Module):
             return False
         if not (torch.compiler.is_compiling() or is_eager()):
             return False
-        if self.downsample is None:
+        projection = self.projection
+        if projection is None:
             return owns_input
-        return self.overwrites_shortcut and not is_tapped(self.downsample)
+        return self.overwrites_shortcut and not is_tapped(projection)
+
+    # ---- squeeze-excite --------------------------------------------------------------------------
+
+    def _is_squeezed(self, index: int) -> bool:
+        """Whether the output of this stage is what a squeeze-excite pools and scales."""
+        return self.structure.squeeze is not None and index == len(self.stages) - 2
+
+    def _thinned(self, reduced: Tensor) -> Tensor:
+        """The input of the stage before the last one, on its output grid."""
+        vertical, horizontal = self._conv(self.stages[-2]).stride
+        return reduced[:, :, ::vertical, ::horizontal]
+
+    def _scaled(self, values: Tensor, pooled: Tensor) -> Tensor:
+        """``values`` times what the squeeze-excite makes of the mean of ``pooled``."""
+        squeeze = self.structure.squeeze
+        assert squeeze is not None
+        mean = pooled.mean((2, 3), keepdim=True)  # (N, C, 1, 1)
+        reduced = activate(self._layer(squeeze.reduce)(mean), squeeze.activation)
+        return values * activate(self._layer(squeeze.expand)(reduced), squeeze.gate)
 
     # ---- geometry --------------------------------------------------------------------------------
 
@@ -295,7 +399,7 @@ class GatedBlock(nn.Module):
         size = (input.size(2), input.size(3))
         for stage in self.stages:
             conv = self._conv(stage)
-            top, left = cast(tuple[int, int], conv.padding)
+            top, left = stage.padding
             height, width = output_size(
                 size, conv.kernel_size, conv.stride, [top, top, left, left], conv.dilation
             )
@@ -303,17 +407,23 @@ class GatedBlock(nn.Module):
             sizes.append(size)
         return sizes
 
-    def _masks(self, mask: Tensor | ActivePixels, sizes: list[tuple[int, int]]) -> list[Tensor]:
-        """The pixels that each stage must compute, for the last one to have those of ``mask``."""
+    def _masks(self, mask: Tensor | ActivePixels, sizes: list[tuple[int, int]]) -> list:
+        """The pixels that each stage must compute, for the last one to have those of ``mask``.
+
+        None stands for all of them: what a squeeze-excite pools is dense.
+        """
         masks: list = [mask]
         for index in range(len(self.stages) - 1, 0, -1):
-            conv = self._conv(self.stages[index])
-            if not _is_pointwise(conv):
+            stage = self.stages[index]
+            conv = self._conv(stage)
+            if self._is_squeezed(index):
+                return [None] * index + masks[::-1]
+            if not _is_pointwise(stage, conv):
                 mask = expand_mask(
                     as_bool(mask),
                     conv.kernel_size,
                     stride=conv.stride,
-                    padding=cast(tuple[int, int], conv.padding),
+                    padding=stage.padding,
                     dilation=conv.dilation,
                     input_size=sizes[index - 1],
                 )
@@ -323,11 +433,13 @@ class GatedBlock(nn.Module):
     @property
     def perforated_stages(self) -> list[str]:
         """The convolutions that sparse execution computes at some pixels only, in their order."""
-        return [stage.conv for stage in self.stages]
+        first = max(0, len(self.stages) - 2) if self.structure.squeeze is not None else 0
+        return [stage.conv for stage in self.stages[first:]]
 
     def needed_masks(self, mask: Tensor, input: Tensor) -> list[Tensor | None]:
         """For each stage the pixels that this mask of the gate needs, None for all of them."""
-        return [as_bool(needed) for needed in self._masks(mask, self._sizes(input))]
+        needed_masks = self._masks(mask, self._sizes(input))
+        return [None if needed is None else as_bool(needed) for needed in needed_masks]
 
     def stage_convs(self) -> list[nn.Conv2d]:
         """The convolutions of the branch."""
@@ -345,14 +457,29 @@ class GatedBlock(nn.Module):
 
     # ---- parts -----------------------------------------------------------------------------------
 
+    def _layer(self, path: str) -> nn.Module:
+        layer: nn.Module = self
+        for name in path.split("."):
+            layer = getattr(layer, name)
+        return layer
+
     def _conv(self, stage: Stage) -> nn.Conv2d:
-        return cast(nn.Conv2d, getattr(self, stage.conv))
+        return cast(nn.Conv2d, self._layer(stage.conv))
 
     def _norm(self, stage: Stage) -> nn.Module:
-        return cast(nn.Module, getattr(self, stage.norm))
+        return self._layer(stage.norm)
+
+    @property
+    def projection(self) -> nn.Module | None:
+        """The layer of the shortcut; None where that is the input itself."""
+        path = self.structure.shortcut
+        return None if path is None else self._layer(path)
+
+    def _is_projection(self) -> bool:
+        return self.structure.shortcut is not None
 
     def _has_active_statistics(self) -> bool:
-        return any(self._norm(stage).training for stage in self.stages)
+        return any(has_statistics(self._norm(stage)) for stage in self.stages)
 
     def _check(self, mask: Tensor, size: tuple[int, int]) -> None:
         name = type(self).__name__
@@ -390,6 +517,7 @@ class GatedBlock(nn.Module):
 
 
 def convolve(
+    stage: Stage,
     conv: nn.Conv2d,
     features: Tensor,
     mask: Tensor | ActivePixels,
@@ -402,13 +530,13 @@ def convolve(
     base: Tensor | None = None,
     activate_base: bool = False,
 ) -> Tensor:
-    """``conv`` with this weight and bias at the pixels of ``mask``."""
+    """The convolution of ``stage`` with this weight and bias at the pixels of ``mask``."""
     return perforated_conv2d(
         features,
         weight,
         mask,
         bias,
-        **geometry(conv),
+        **geometry(stage, conv),
         fill=fill,
         base=base,
         residual=residual,
@@ -418,11 +546,11 @@ def convolve(
     )
 
 
-def geometry(conv: nn.Conv2d) -> dict:
-    """The arguments of the operators that are numbers of ``conv``."""
+def geometry(stage: Stage, conv: nn.Conv2d) -> dict:
+    """The arguments of the operators that are numbers of a stage's convolution."""
     return {
         "stride": conv.stride,
-        "padding": conv.padding,
+        "padding": stage.padding,
         "dilation": conv.dilation,
         "groups": conv.groups,
     }
@@ -439,5 +567,5 @@ def as_bool(mask: Tensor | ActivePixels) -> Tensor:
     return mask.mask if isinstance(mask, ActivePixels) else mask
 
 
-def _is_pointwise(conv: nn.Conv2d) -> bool:
-    return (conv.kernel_size, conv.stride, conv.padding) == ((1, 1), (1, 1), (0, 0))
+def _is_pointwise(stage: Stage, conv: nn.Conv2d) -> bool:
+    return (conv.kernel_size, conv.stride, stage.padding) == ((1, 1), (1, 1), (0, 0))

@@ -7,17 +7,18 @@ With I the input, S the shortcut, G the gate's decision and F1, F2, F3 convoluti
                               Z = F3((1 - G) * X + G * Y)          perforate_f3=False
     O = ReLU(S + Z)
 
-and that of a basic block Z = G * F2(F1(I)). An inactive pixel of an identity block is its input.
+that of a basic block Z = G * F2(F1(I)). An inactive pixel of an identity block is its input. An
+inverted residual block has the branch of a bottleneck, F2 being depthwise, perhaps without F1, and
+no activation after the sum: O = I + Z. A squeeze-excite scales Y by a function of the mean of
+(1 - G) * X + G * Y; X is then dense.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from perfconv.nn.batch_norm import active_batch_norm, folded
-from perfconv.nn.block_structure import Stage
+from perfconv.nn.batch_norm import activate
 from perfconv.nn.gate import BinaryGate
-from perfconv.nn.gated_block import GatedBlock, convolve
+from perfconv.nn.gated_block import GatedBlock
 
 
 class GatedBottleneck(GatedBlock):
@@ -42,7 +43,7 @@ class GatedBottleneck(GatedBlock):
         True
     """
 
-    stages = (Stage("conv1", "bn1"), Stage("conv2", "bn2"), Stage("conv3", "bn3"))
+    depths = (3,)
 
     def __init__(
         self,
@@ -74,14 +75,13 @@ class GatedBottleneck(GatedBlock):
         shortcut: Tensor,
         mask: Tensor,
         weight: Tensor,
-        masks: list[Tensor] | None,
+        masks: list | None,
     ) -> Tensor:
         if self.perforate_f3:
             return super()._dense(input, shortcut, mask, weight, masks)
-        reduced = self._reduced(input)
+        reduced, processed = self._dense_inner(input, self._without_f1(masks))
         weight = weight.to(reduced.dtype)
-        mixed = (1 - weight) * reduced + weight * self._processed(reduced, mask)
-        return self._expanded(mixed, shortcut)
+        return self._expanded((1 - weight) * reduced + weight * processed, shortcut)
 
     def _sparse(
         self,
@@ -89,25 +89,19 @@ class GatedBottleneck(GatedBlock):
         shortcut: Tensor,
         mask: Tensor,
         hard: Tensor | None,
-        masks: list[Tensor],
+        masks: list,
         may_overwrite: bool,
     ) -> Tensor:
         if self.perforate_f3:
             return super()._sparse(input, shortcut, mask, hard, masks, may_overwrite)
-        reduced = self._reduced(input)
-        conv, norm = self._conv(self.stages[1]), self._norm(self.stages[1])
-        if norm.training:
-            processed = self._perforated(self.stages[1], reduced, masks[1])
-            mixed = torch.where(mask, processed, reduced)
-        else:
-            mixed = convolve(
-                conv, reduced, masks[1], *folded(conv, norm), fill="passthrough",
-                activation="relu", base=reduced,
-            )  # fmt: skip
+        first, second, _ = self.stages
+        reduced = self._perforated(first, input, None)
+        mixed = self._perforated(second, reduced, masks[1], reduced)
         if hard is not None:
             with torch.no_grad():
                 is_dense = self.gate_grad == "dense"
-                gain = (self._processed(reduced, mask) if is_dense else mixed) - reduced
+                processed = self._dense_stage(1, reduced, masks) if is_dense else mixed
+                gain = processed - reduced
             mixed = mixed + (hard - hard.detach()).to(gain.dtype) * gain
         return self._expanded(mixed, shortcut)
 
@@ -118,20 +112,15 @@ class GatedBottleneck(GatedBlock):
     def needed_masks(self, mask: Tensor, input: Tensor) -> list[Tensor | None]:
         return super().needed_masks(mask, input) if self.perforate_f3 else [None, mask, None]
 
-    def _reduced(self, input: Tensor) -> Tensor:
-        """X, densely."""
-        conv, norm = self._conv(self.stages[0]), self._norm(self.stages[0])
-        return F.relu(norm(conv(input)))
-
-    def _processed(self, reduced: Tensor, mask: Tensor) -> Tensor:
-        """Y, densely; statistics, if active, over the mask."""
-        conv, norm = self._conv(self.stages[1]), self._norm(self.stages[1])
-        return F.relu(active_batch_norm(norm, conv(reduced), mask))
+    def _without_f1(self, masks: list | None) -> list | None:
+        """F1 is dense, and its statistics are those of all pixels; those of F2 are its mask's."""
+        return None if masks is None else [None, *masks[1:]]
 
     def _expanded(self, mixed: Tensor, shortcut: Tensor) -> Tensor:
         """ReLU(S + F3(mixed)), densely."""
-        conv, norm = self._conv(self.stages[2]), self._norm(self.stages[2])
-        return F.relu(shortcut + norm(conv(mixed)))
+        if self.structure.squeeze is not None:
+            mixed = self._scaled(mixed, mixed)
+        return activate(shortcut + self._dense_stage(-1, mixed, None), self.sum_activation)
 
     def extra_repr(self) -> str:
         parts = [super().extra_repr()] if super().extra_repr() else []
@@ -152,4 +141,26 @@ class GatedBasicBlock(GatedBlock):
         ['gate.conv.weight', 'gate.conv.bias']
     """
 
-    stages = (Stage("conv1", "bn1"), Stage("conv2", "bn2"))
+    depths = (2,)
+
+
+class GatedInvertedResidual(GatedBlock):
+    """An inverted residual block that computes its branch at the gate's active pixels.
+
+    Expand 1x1, depthwise, project 1x1, or the last two alone, and the input added; no activation
+    after the sum. See :class:`GatedBlock` for the arguments.
+
+    Example:
+        >>> plain = nn.Sequential(
+        ...     nn.Conv2d(8, 48, 1), nn.BatchNorm2d(48), nn.ReLU6(),
+        ...     nn.Conv2d(48, 48, 3, padding=1, groups=48), nn.BatchNorm2d(48), nn.ReLU6(),
+        ...     nn.Conv2d(48, 8, 1), nn.BatchNorm2d(8),
+        ... )
+        >>> block, images = GatedInvertedResidual(plain).eval(), torch.randn(1, 8, 6, 6)
+        >>> perfconv.force_gates(block, 0.0)
+        >>> torch.equal(block(images), images)
+        True
+    """
+
+    depths = (2, 3)
+    sum_activation = None

@@ -248,8 +248,8 @@ def test_the_first_layer_writes_the_halo_only(monkeypatch: pytest.MonkeyPatch) -
         made.append(convolve(*arguments, **options))
         return made[-1]
 
-    monkeypatch.setattr("perfconv.nn.gated_block.convolve", spy)
     fused = perfconv.fuse(gated(Bottleneck(256, 64)))
+    monkeypatch.setattr("perfconv.nn.gated_block.convolve", spy)
     perfconv.force_gates(fused, 0.05, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         output = fused(images(256))
