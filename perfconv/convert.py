@@ -215,10 +215,10 @@ def _may_be_block(module: nn.Module) -> bool:
 
 
 def _classified(block: nn.Module) -> tuple[type[GatedBlock], BlockStructure]:
-    """The family of a block, by its layers and by its output; the first refusal if there is none.
+    """The family of a block, by its layers and by its output.
 
     Raises:
-        NotResidual: it is of no family.
+        NotResidual: it is of no family; with the refusal of each that its layers suggest.
     """
     structure = block_structure(block)
     families: list[type[GatedBlock]] = [GatedBottleneck, GatedBasicBlock, GatedInvertedResidual]
@@ -233,7 +233,7 @@ def _classified(block: nn.Module) -> tuple[type[GatedBlock], BlockStructure]:
         if reason is None:
             return kind, structure
         reasons.append(reason)
-    raise NotResidual(reasons[0])
+    raise NotResidual(", and ".join(dict.fromkeys(reasons)))
 
 
 def _find_convolutions(

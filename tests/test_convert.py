@@ -210,11 +210,80 @@ def test_report_says_what_was_left() -> None:
     plain.layer2[1] = Broken(8, 8)
     report = perfconv.convert(plain.eval()).conversion_report
     assert report.converted == {"layer2.0": "GatedBasicBlock"}
-    assert report.left["layer1.0"] == "its relu is a SiLU, not a ReLU"
+    assert report.left["layer1.0"].startswith("its relu is a SiLU, not a ReLU, and its forward")
     assert "does not compute ReLU(shortcut + branch)" in report.left["layer1.1"]
     assert "no such thing" in report.left["layer2.1"]
     assert "1 blocks converted, 3 left" in str(report)
     assert "layer1.0: left, its relu" in str(report)
+
+
+class OwnActivation(nn.Module):
+    """A function of another class."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input.clamp(min=0)
+
+
+class StochasticDepth(nn.Module):
+    def forward(self, input: Tensor) -> Tensor:
+        return input * 0 if self.training else input
+
+
+class Whole(nn.Module):
+    """Layers at other depths, under other names, with what acts in training only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict(
+            {
+                "first": nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)),
+                "between": OwnActivation(),
+                "second": nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)),
+            }
+        )
+        self.drop_path = StochasticDepth()
+
+    def forward(self, input: Tensor) -> Tensor:
+        first, between, second = self.parts.values()
+        return input + self.drop_path(second(between(first(input))))
+
+
+def test_found_by_the_order_of_layers_whatever_their_names() -> None:
+    converted = perfconv.convert(randomized(Whole()).eval())
+    report = converted.conversion_report
+    assert report.converted == {"": "GatedInvertedResidual"}
+    assert report.unused == {"": ("drop_path",)}
+    assert "without its drop_path" in str(report)
+    assert converted.structure.stages[0].activation == "relu"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda b: setattr(b.conv2, "padding_mode", "circular"), "its conv2 has padding"),
+        (lambda b: setattr(b, "bn2", nn.InstanceNorm2d(8)), "its bn2 is a InstanceNorm2d"),
+        (lambda b: b.add_module("more", nn.MaxPool2d(2)), "it has a further layer more, a MaxPool"),
+        (lambda b: b.se.add_module("act", nn.Softplus()), "its squeeze-excite has a layer se.act"),
+        (lambda b: setattr(b, "conv2", nn.Conv2d(8, 8, 2)), "its forward fails on an image"),
+        (lambda b: setattr(b, "forward", b.bn3), "does not compute shortcut + branch with these"),
+        (
+            lambda b: setattr(b, "conv3", nn.Conv2d(8, 4, 3)),
+            "after its squeeze-excite is not a 1x1",
+        ),
+        (lambda b: setattr(b, "conv3", nn.Conv2d(8, 6, 1)), "it changes the shape"),
+        (lambda b: setattr(b, "conv3", nn.Conv2d(6, 4, 1)), "its layers do not fit, 8 to 6"),
+        (lambda b: setattr(b, "bn1", nn.Identity()), None),
+    ],
+)
+def test_reasons(change: Callable[[nn.Module], None], reason: str | None) -> None:
+    block = InvertedResidual(4, 2, squeeze=2)
+    change(block)
+    if reason is None:  # what fuse leaves
+        assert perfconv.convert(block).conversion_report.converted
+        return
+    with pytest.raises(ValueError, match="must have a residual block") as error:
+        perfconv.convert(nn.Sequential(block))
+    assert reason in str(error.value)
 
 
 def test_blocks_whose_last_batch_norm_starts_at_zero() -> None:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from foreign import make_importable
 from torch import Tensor
 
+import perfconv
 from perfconv.data.image import load_photo
 from perfconv.models import (
     EfficientNetLite0,
@@ -17,6 +18,7 @@ from perfconv.models import (
 )
 from perfconv.models.efficientnet_lite import SamePaddedConv2d
 from perfconv.models.efficientnet_lite_weights import EGYPTIAN_CAT, find_file, read_weights
+from perfconv.nn import GatedInvertedResidual
 
 
 def cat() -> Tensor:
@@ -96,3 +98,36 @@ def test_a_package_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.metadata.files", lambda package: [])
     with pytest.raises(RuntimeError, match="is not installed here. Install it: pip install"):
         find_file("scikit-image", "chelsea.png")
+
+
+def test_converted_with_open_gates_sees_the_same_cat() -> None:
+    plain, photo = efficientnet_lite0_imagenet(), cat()
+    converted = perfconv.convert(plain)
+    report = converted.conversion_report
+    assert set(report.converted.values()) == {"GatedInvertedResidual"}
+    assert (len(report.converted), len(report.left)) == (9, 7)
+    wanted = plain(photo).softmax(1)
+    for model in (converted, perfconv.fuse(converted), perfconv.unconvert(converted)):
+        torch.testing.assert_close(model(photo).softmax(1), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("density", [0.0, 0.5])
+def test_closed_and_random_gates_run_sparsely(density: float) -> None:
+    """Both executions agree, and the operators that ran multiplied at active pixels only."""
+    converted, photo = perfconv.convert(efficientnet_lite0_imagenet()), cat()
+    outputs = []
+    for execution in ("dense", "sparse"):
+        for block in converted.modules():
+            if isinstance(block, GatedInvertedResidual):
+                block.execution = execution
+        force_gates(converted, density)
+        outputs.append(converted(photo))
+    torch.testing.assert_close(*outputs, rtol=1e-3, atol=1e-3)
+    force_gates(converted, density)
+    counted = perfconv.flops.count(converted, photo)
+    assert counted.active_macs < counted.dense_macs
+    assert counted.executed_macs < counted.dense_macs
+
+
+def force_gates(model: torch.nn.Module, density: float) -> None:
+    perfconv.force_gates(model, density, generator=torch.Generator().manual_seed(0))
