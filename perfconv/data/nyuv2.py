@@ -1,5 +1,6 @@
 """NYU Depth V2: the official labelled file, and one .mat file for each image."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from perfconv.data.dataset import LabelledImages, check_split, from_one
 from perfconv.data.files import DataError, field, need, read_mat, reading
+from perfconv.data.geometry import normals_from_depth
 from perfconv.data.sample import Camera, Sample
 
 CLASSES = (
@@ -23,7 +25,8 @@ CLASS_MAP = "classMapping40.mat"
 IMAGE_LIST = "imdb_NYUv2_offline.mat"
 # Rows and columns whose depth was measured; the sensor's picture has a white frame around them.
 INNER_ROWS, INNER_COLUMNS = slice(44, 471), slice(40, 601)
-# Colour camera of the official toolbox, counted from 0, in the cut image.
+# Colour camera of the official toolbox, counted from 0, in the cut image. Images of one file each
+# are two pixels smaller, nobody says at which side: a shift too small for normals to show.
 CAMERA = Camera(518.8579, 519.4696, 325.5824 - 1 - 40, 253.7362 - 1 - 44)
 
 
@@ -32,11 +35,13 @@ class NYUv2(LabelledImages):
 
     The folder holds either the official ``nyu_depth_v2_labeled.mat`` with ``splits.mat`` and
     ``classMapping40.mat`` (images are cut to the 427 x 561 pixels with measured depth), or one
-    ``<number>.mat`` for each image with ``imdb_NYUv2_offline.mat`` (425 x 560, no camera).
+    ``<number>.mat`` for each image with ``imdb_NYUv2_offline.mat`` (425 x 560).
 
     Args:
         root: the folder.
         split: "train" or "test".
+        normals_radius: also compute normals, from depth in windows of this radius (pixels; 4 is
+            good for this sensor); None: no normals.
 
     Raises:
         DataError: a file is missing or damaged; when a sample is read, too.
@@ -45,9 +50,12 @@ class NYUv2(LabelledImages):
 
     classes = CLASSES
 
-    def __init__(self, root: str | Path, split: str = "train") -> None:
+    def __init__(
+        self, root: str | Path, split: str = "train", *, normals_radius: int | None = None
+    ) -> None:
         check_split("NYUv2", split, ("train", "test"))
         root = Path(root)
+        self.normals_radius = normals_radius
         self._class_map: Tensor | None = None  # 894 names to 1 .. 40
         if (root / OFFICIAL).exists():
             names = _official_names(root, split)
@@ -62,7 +70,12 @@ class NYUv2(LabelledImages):
         super().__init__(root, names)
 
     def read(self, name: str) -> Sample:
-        return self._read_listed(name) if self._class_map is None else self._read_official(name)
+        is_listed = self._class_map is None
+        sample = self._read_listed(name) if is_listed else self._read_official(name)
+        if self.normals_radius is None or sample.depth_m is None:
+            return sample
+        found = normals_from_depth(sample.depth_m, CAMERA, radius=self.normals_radius)
+        return replace(sample, normals=found.normals, normals_valid=found.valid)
 
     def _read_listed(self, name: str) -> Sample:
         path = self.root / f"{name}.mat"
@@ -75,7 +88,7 @@ class NYUv2(LabelledImages):
         labels = from_one(path, numbers, len(CLASSES))
         # The authors' rule: depth of at most 1 mm is missing.
         depth = torch.where(depth_mm > 1, depth_mm / 1000, 0.0)[None]
-        return Sample(image.contiguous(), name, labels=labels, depth_m=depth)
+        return Sample(image.contiguous(), name, labels=labels, depth_m=depth, camera=CAMERA)
 
     def _read_official(self, name: str) -> Sample:
         path, index = self.root / OFFICIAL, int(name) - 1

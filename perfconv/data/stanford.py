@@ -160,7 +160,7 @@ def find_turn(normals: Tensor, valid: Tensor) -> float:
         normals: (3, H, W), in one frame for the whole panorama.
         valid: (1, H, W), bool.
     """
-    step = max(1, normals.size(2) // 256)
+    step = max(1, normals.size(2) // 128)
     sparse, counts = normals[:, ::step, ::step], valid[0, ::step, ::step]
     upright = counts & (sparse[1].abs() < 0.5)  # floors and ceilings say nothing
     columns = torch.arange(sparse.size(2)) * (2 * math.pi / sparse.size(2))
