@@ -44,6 +44,39 @@ class Problem:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class BlockProblem:
+    """A gated bottleneck, channels to channels / 4 and back, with one mask."""
+
+    channels: int
+    height: int
+    width: int
+    dilation: int = 1
+    density: float = 0.5
+    pattern: str = "random"
+    dtype: str = "float32"
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        inner = self.channels // 4
+        return (
+            f"c{self.channels}-{inner}-{self.channels}-{self.height}x{self.width}"
+            f"-dil{self.dilation}-{self.dtype}-{self.pattern}{self.density}"
+        )
+
+    def mask(self) -> Tensor:
+        return mask_of_size(self.height, self.width, self.density, self.pattern, self.seed)
+
+    def record(self) -> dict:
+        return asdict(self)
+
+
+def mask_of_size(height: int, width: int, density: float, pattern: str, seed: int = 0) -> Tensor:
+    """(1, 1, height, width); see ``make_mask``."""
+    return make_mask(Problem(1, 1, height, width, density=density, pattern=pattern, seed=seed))
+
+
 def make_mask(problem: Problem) -> Tensor:
     """(N, 1, H, W) bool of about the wanted density.
 
@@ -126,6 +159,22 @@ def quick_problems() -> list[Problem]:
         for channels in (64, 128)
         for density in (0.25, 0.5)
     ]
+
+
+def block_problems() -> list[BlockProblem]:
+    """The bottlenecks of a ResNet-50 at output stride 8 for an image of 425x560."""
+    layers = ((256, 107, 140, 1), (512, 54, 70, 1), (1024, 54, 70, 2), (2048, 54, 70, 4))
+    open_gates = [BlockProblem(*layer, density=1.0) for layer in layers]
+    return [
+        BlockProblem(*layer, density=density, pattern=pattern)
+        for layer in layers
+        for pattern in ("blobs", "random")
+        for density in (0.1, 0.3, 0.5, 0.7, 0.9)
+    ] + open_gates
+
+
+def quick_block_problems() -> list[BlockProblem]:
+    return [BlockProblem(64, 12, 14, density=density) for density in (0.3, 1.0)]
 
 
 def cuda_problems() -> list[Problem]:

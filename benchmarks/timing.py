@@ -37,6 +37,15 @@ def median_ms(call: Call, repeats: int = 7) -> float:
     return 1e3 * statistics.median(seconds(call) for _ in range(repeats))
 
 
+def cold_ms(call: Call, other: Call, repeats: int = 7) -> float:
+    """The median of ``call`` with its data out of the caches, which ``other`` fills each time."""
+    times = []
+    for _ in range(repeats):
+        other()
+        times.append(seconds(call))
+    return 1e3 * statistics.median(times)
+
+
 def compare(baseline: Call, candidate: Call, *, pairs: int = 31) -> Comparison:
     """Times ``baseline`` and ``candidate`` alternately, after two warm-up calls of each."""
     for _ in range(2):

@@ -20,14 +20,9 @@ def scripts(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
     threads = torch.get_num_threads()
     names = (
-        "problems",
-        "timing",
-        "timing_cuda",
-        "bench_conv",
-        "bench_pool",
-        "bench_cuda",
-        "report",
-    )
+        "problems", "timing", "timing_cuda", "results_file", "gates", "bench_conv", "bench_cuda",
+        "bench_block", "bench_network", "report",
+    )  # fmt: skip
     loaded = {}
     for name in names:
         spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
@@ -97,6 +92,43 @@ def test_a_dry_run_of_the_gpu_benchmark(scripts, tmp_path, capsys):
     assert all(row["low_us"] <= row["median_us"] <= row["high_us"] for row in rows)
     assert scripts["bench_cuda"].main(arguments) == 0  # continued: nothing is measured again
     assert len(output.read_text().splitlines()) == 1 + len(rows)
+
+
+@pytest.mark.parametrize(("script", "rows"), [("bench_block", 2), ("bench_network", 1)])
+def test_a_quick_run_of_gated_models(scripts, script, rows, tmp_path, capsys):
+    output = tmp_path / "gated.jsonl"
+    arguments = ["--quick", "--threads", "1", "--output", str(output)]
+    assert scripts[script].main(arguments) == 0
+    head, *found = [json.loads(line) for line in output.read_text().splitlines()]
+    assert head["isa"]
+    assert len(found) == rows
+    for row in found:
+        assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
+        assert 0 < row["flops_ratio"] <= 1
+        assert isinstance(row["holds"], bool)
+    assert scripts[script].main(arguments) == 0  # continued: nothing is measured again
+    assert len(output.read_text().splitlines()) == 1 + rows
+    assert "FLOPs" in capsys.readouterr().out
+
+
+def test_a_wrong_block_is_not_timed(scripts):
+    module = scripts["bench_block"]
+    case = module.Case(scripts["problems"].quick_block_problems()[0], with_compile=False)
+    with torch.no_grad():
+        case.check()
+        case.block.conv2.bias.add_(3)
+        case.block.conv3.weight.mul_(100)
+        with pytest.raises(AssertionError, match="the gated block is off by"):
+            case.check()
+
+
+def test_the_gates_of_a_benchmark_cost_and_open_what_they_are_told_to(scripts):
+    module = scripts["bench_block"]
+    case = module.Case(scripts["problems"].quick_block_problems()[0], with_compile=False)
+    with torch.no_grad(), torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+        active = case.gate()
+    assert torch.equal(active.mask, case.mask)
+    assert counter.get_total_flops() == 2 * 2 * case.inputs["nchw"].numel()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

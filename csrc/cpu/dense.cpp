@@ -39,6 +39,21 @@ void finish_active(const ForwardProblem& problem, const Tensor& image) {
   });
 }
 
+// The activation of every pixel, in place: where nobody looks at the others, or there are none.
+void activate_all(const Tensor& image, Activation activation) {
+  visit_dtype("perforated_conv2d", image.scalar_type(), [&]<class T>() {
+    T* values = mutable_data<T>(image);
+    const auto activate = row_kernel<T>(kernels()).activate;
+    constexpr int64_t kBlock = 4096;
+    const int64_t blocks = (image.numel() + kBlock - 1) / kBlock;
+    parallel_rows(blocks, kBlock / 16, [&](int64_t begin, int64_t end) {
+      const int64_t first = begin * kBlock;
+      const int64_t last = std::min(end * kBlock, image.numel());
+      activate(values + first, activation, values + first, last - first);
+    });
+  });
+}
+
 // Zero at inactive pixels of an (N, C, H, W)-contiguous image, plane by plane.
 void zero_inactive_planes(const Tensor& image, const ActiveList& active) {
   const int64_t channels = image.size(1);
@@ -91,14 +106,16 @@ Tensor forward_dense(const ForwardProblem& problem, bool channels_last) {
     fill_inactive(problem);
     return problem.output;
   }
+  const bool is_full = problem.active->count == g.out_pixels();
+  if ((is_full || problem.fill == Fill::kNone) && !problem.residual) {
+    const Tensor result = channels_last ? to_channels_last(image) : to_contiguous(image);
+    if (problem.activation != Activation::kNone) activate_all(result, problem.activation);
+    return result;
+  }
   const bool has_epilogue = problem.residual || problem.activation != Activation::kNone;
   if (problem.fill == Fill::kZero && !has_epilogue && !channels_last && image.is_contiguous()) {
     zero_inactive_planes(image, *problem.active);
     return image;
-  }
-  const bool is_full = problem.active->count == g.out_pixels();
-  if ((is_full || problem.fill == Fill::kNone) && !has_epilogue) {
-    return channels_last ? to_channels_last(image) : to_contiguous(image);
   }
   dense.output = to_channels_last(image);
   finish_active(dense, dense.output);

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cstring>
 #include <tuple>
-#include <utility>
+#include <vector>
 
 #include "core/conv_arguments.h"
 #include "cpu/active.h"
@@ -78,34 +78,55 @@ std::tuple<Tensor, Tensor, Tensor> compact_mask(const Tensor& mask) {
   return list_tensors(compact(mask, mask.size(0)), mask.size(0), mask.numel());
 }
 
-// The taps [first, second) whose position start + tap * dilation lies in [0, size).
-std::pair<int64_t, int64_t> taps_inside(int64_t start, int64_t dilation, int64_t taps,
-                                        int64_t size) {
-  const int64_t begin = start < 0 ? (-start + dilation - 1) / dilation : 0;
-  const int64_t end = start < size ? (size - start + dilation - 1) / dilation : 0;
-  return {begin, std::min(end, taps)};
+// Along one axis: the outputs [begin, end) whose tap at `offset` from their first one lies inside.
+struct OutputRange {
+  int64_t begin;
+  int64_t end;
+};
+
+OutputRange outputs_inside(int64_t offset, int64_t stride, int64_t outputs, int64_t inputs) {
+  const int64_t begin = offset < 0 ? (-offset + stride - 1) / stride : 0;
+  const int64_t end = offset < inputs ? (inputs - offset + stride - 1) / stride : 0;
+  return {begin, std::min(end, outputs)};
 }
 
+// to[i * stride] |= from[i], 0 or 1.
+void mark(const uint8_t* from, int64_t count, int64_t stride, uint8_t* to) {
+  if (stride == 1) {
+    for (int64_t i = 0; i < count; ++i) to[i] = static_cast<uint8_t>(to[i] | (from[i] != 0));
+  } else {
+    for (int64_t i = 0; i < count; ++i) to[i * stride] |= from[i] != 0 ? 1 : 0;
+  }
+}
+
+// Rows first: where the taps of a row of outputs reach along it. Then that row into each row of
+// inputs that they reach. Whole rows at a time, whatever the density.
 Tensor expand_mask(const Tensor& mask, const std::vector<int64_t>& kernel_size,
                    const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                    const std::vector<int64_t>& dilation, const std::vector<int64_t>& input_size) {
   const ConvGeometry g =
       check_expand_mask(mask, kernel_size, stride, padding, dilation, input_size);
-  const ActiveList active = compact(mask, g.batch);
   const Tensor expanded = torch::stable::new_zeros(mask, {g.batch, 1, g.in_height, g.in_width});
   if (expanded.numel() == 0) return expanded;
-  uint8_t* to = mutable_data<uint8_t>(expanded);
-  for (int64_t i = 0; i < active.count; ++i) {
-    const int64_t flat = active.positions[i];
-    const int64_t x = flat % g.out_width * g.stride_w - g.pad_left;
-    const int64_t row = flat / g.out_width;
-    const int64_t y = row % g.out_height * g.stride_h - g.pad_top;
-    uint8_t* image = to + row / g.out_height * g.in_height * g.in_width;
-    const auto [kh_begin, kh_end] = taps_inside(y, g.dilation_h, g.kernel_height, g.in_height);
-    const auto [kw_begin, kw_end] = taps_inside(x, g.dilation_w, g.kernel_width, g.in_width);
-    for (int64_t kh = kh_begin; kh < kh_end; ++kh) {
-      uint8_t* line = image + (y + kh * g.dilation_h) * g.in_width + x;
-      for (int64_t kw = kw_begin; kw < kw_end; ++kw) line[kw * g.dilation_w] = 1;
+  const Tensor bytes = torch::stable::contiguous(mask);
+  const auto* from = data<uint8_t>(bytes);
+  auto* to = mutable_data<uint8_t>(expanded);
+  std::vector<uint8_t> row(static_cast<size_t>(g.in_width));
+  for (int64_t line = 0; line < g.batch * g.out_height; ++line) {
+    std::fill(row.begin(), row.end(), uint8_t{0});
+    for (int64_t kw = 0; kw < g.kernel_width; ++kw) {
+      const int64_t offset = kw * g.dilation_w - g.pad_left;
+      const OutputRange x = outputs_inside(offset, g.stride_w, g.out_width, g.in_width);
+      if (x.begin >= x.end) continue;
+      mark(from + line * g.out_width + x.begin, x.end - x.begin, g.stride_w,
+           row.data() + x.begin * g.stride_w + offset);
+    }
+    const int64_t y = line % g.out_height * g.stride_h - g.pad_top;
+    uint8_t* image = to + line / g.out_height * g.in_height * g.in_width;
+    for (int64_t kh = 0; kh < g.kernel_height; ++kh) {
+      const int64_t in_y = y + kh * g.dilation_h;
+      if (in_y < 0 || in_y >= g.in_height) continue;
+      mark(row.data(), g.in_width, 1, image + in_y * g.in_width);
     }
   }
   return expanded;

@@ -26,6 +26,7 @@ constexpr ShapeClass kDepthwise{"depthwise", 0.2, 0.2};
 constexpr ShapeClass kFewInputs{"fewer than 16 input channels a group", 0.15, 0.1};
 constexpr ShapeClass kFewOutputs{"fewer than 16 output channels a group", 0.6, 0.25};
 constexpr ShapeClass kNarrow{"16 to 63 channels", 0.5, 0.4};
+constexpr ShapeClass kPointwise{"1x1, 64 to 1024 channels, float32", 1.0, 0.95};  // K-023
 constexpr ShapeClass kWide{"64 or more channels", 0.95, 0.95};
 
 const ShapeClass& shape_class(const ConvGeometry& g) {
@@ -34,6 +35,12 @@ const ShapeClass& shape_class(const ConvGeometry& g) {
   if (g.group_out_channels() < 16) return kFewOutputs;
   if (g.group_in_channels() < 64 || g.group_out_channels() < 64) return kNarrow;
   return kWide;
+}
+
+const ShapeClass& forward_class(const ConvGeometry& g, StorageType storage) {
+  const auto [fewest, most] = std::minmax(g.group_in_channels(), g.group_out_channels());
+  const bool is_measured = storage == StorageType::kFloat && isa() >= Isa::kAvx512;
+  return is_measured && g.taps() == 1 && fewest >= 64 && most <= 1024 ? kPointwise : shape_class(g);
 }
 
 // Where the gradients here win at any density (KERNELS.md K-018): oneDNN's float32 backward, and
@@ -78,9 +85,8 @@ const char* algorithm_name(ConvAlgorithm algorithm) {
 
 double break_even_density(const ConvGeometry& g, StorageType storage, Pass pass) {
   if (!is_tuned(storage)) return 0.0;
-  const ShapeClass& shape = shape_class(g);
-  if (pass == Pass::kForward) return shape.forward;
-  return always_wins_backward(g, storage) ? 1.0 : shape.backward;
+  if (pass == Pass::kForward) return forward_class(g, storage).forward;
+  return always_wins_backward(g, storage) ? 1.0 : shape_class(g).backward;
 }
 
 ConvAlgorithm choose_algorithm(const ConvGeometry& g, StorageType storage, int64_t active,
@@ -114,7 +120,7 @@ std::vector<AlgorithmVerdict> explain_choice(const ConvGeometry& g, StorageType 
     } else {
       reason = "density " + percent(density) + (density > limit ? " is above" : " is at or below") +
                " the break-even density " + percent(limit) + " of this shape class (" +
-               shape_class(g).name + ") on " + isa_name();
+               forward_class(g, storage).name + ") on " + isa_name();
     }
     AlgorithmVerdict verdict{
         .algorithm = algorithm, .is_chosen = is_chosen, .reason = std::move(reason)};

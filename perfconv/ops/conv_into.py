@@ -117,7 +117,8 @@ def perforated_conv2d_into(
         algorithm,
         torch_allows_tf32(),
     )
-    if not torch.compiler.is_compiling():  # the dispatcher counts edits of torch's operators only
+    # The dispatcher counts edits by torch's own operators only; inference tensors count none.
+    if not torch.compiler.is_compiling() and not base.is_inference():
         torch.autograd.graph.increment_version(base)
     return base
 

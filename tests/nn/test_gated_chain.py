@@ -101,6 +101,12 @@ def test_whole_network() -> None:
     assert writes(loaded, images(3, (32, 40))) == 5
 
 
+def test_inference_mode() -> None:
+    fused = in_place(chain())
+    with torch.inference_mode():
+        assert writes(fused, images()) == 3
+
+
 def test_only_if_asked() -> None:
     fused = perfconv.fuse(chain())
     assert type(fused) is nn.Sequential
