@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from perfconv.data.dataset import LabelledImages, check_split
-from perfconv.data.files import DataError, field, read_mat, read_rgb, reading
+from perfconv.data.files import DataError, check_size, field, read_mat, read_rgb, reading
 from perfconv.data.sample import Sample
 
 IMAGE_LIST = "imdb_bsds500.mat"
@@ -47,6 +47,8 @@ class BSDS500(LabelledImages):
                 raise DataError(f"{path} must hold an annotator, got none.")
             boundaries = torch.from_numpy(np.stack(maps))
         image = read_rgb(self.root / "images" / self.split / f"{name}.jpg")
+        size = image.size(1), image.size(2)
+        check_size(path, (boundaries.size(1), boundaries.size(2)), size)
         return Sample(image, name, boundaries=boundaries)
 
     def _read_joined(self, name: str) -> Sample:
@@ -55,4 +57,4 @@ class BSDS500(LabelledImages):
         with reading(path):
             image = torch.from_numpy(np.asarray(data["im"])).permute(2, 0, 1).float() / 255
             boundaries = torch.from_numpy(np.asarray(data["GT"]) > 0)[None]
-        return Sample(image.contiguous(), name, boundaries=boundaries)
+            return Sample(image.contiguous(), name, boundaries=boundaries)

@@ -74,16 +74,17 @@ class Cityscapes(LabelledImages):
 
     def read(self, name: str) -> Sample:
         image = read_rgb(self.path(name, "leftImg8bit", "leftImg8bit.png"))
+        size = image.size(1), image.size(2)
         labels = instances = None
         if self.split != "test":
-            labels = self._labels(self.path(name, "gtFine", "gtFine_labelIds.png"))
-            ids = read_integers(self.path(name, "gtFine", "gtFine_instanceIds.png"))
+            labels = self._labels(self.path(name, "gtFine", "gtFine_labelIds.png"), size)
+            ids = read_integers(self.path(name, "gtFine", "gtFine_instanceIds.png"), size)
             instances = torch.where(ids >= FIRST_INSTANCE, ids, 0)
-        camera, depth = self._depth(name) if self._has_depth else (None, None)
+        camera, depth = self._depth(name, size) if self._has_depth else (None, None)
         return Sample(image, name, labels=labels, instances=instances, depth_m=depth, camera=camera)
 
-    def _labels(self, path: Path) -> Tensor:
-        ids = read_integers(path)
+    def _labels(self, path: Path, size: tuple[int, int]) -> Tensor:
+        ids = read_integers(path, size)
         if int(ids.max()) > LAST_LABEL_ID:
             raise DataError(
                 f"{path} must hold label ids in [0, {LAST_LABEL_ID}], got {int(ids.max())}. Are "
@@ -91,7 +92,7 @@ class Cityscapes(LabelledImages):
             )
         return self._train_ids[ids]
 
-    def _depth(self, name: str) -> tuple[Camera, Tensor]:
+    def _depth(self, name: str, size: tuple[int, int]) -> tuple[Camera, Tensor]:
         path = self.path(name, "camera", "camera.json")
         content = read_json(path)
         focal_x = number(path, content, "intrinsic", "fx")
@@ -102,7 +103,7 @@ class Cityscapes(LabelledImages):
             number(path, content, "intrinsic", "v0"),
         )
         baseline_m = number(path, content, "extrinsic", "baseline")
-        values = read_integers(self.path(name, "disparity", "disparity.png"))
+        values = read_integers(self.path(name, "disparity", "disparity.png"), size)
         disparity = (values - 1).float() / 256  # pixels
         depth = torch.where(
             values > max(self.min_disparity, 1), baseline_m * focal_x / disparity, 0.0

@@ -55,24 +55,43 @@ def read_rgb(path: Path) -> Tensor:
     return torch.from_numpy(values).permute(2, 0, 1).float() / 255
 
 
-def read_bytes_rgb(path: Path) -> Tensor:
+def read_bytes_rgb(path: Path, size: tuple[int, int]) -> Tensor:
     """(3, H, W), int64, 0 .. 255: of files whose colours are numbers.
 
+    Args:
+        path: the file.
+        size: (height, width) that it must have.
+
     Raises:
-        DataError: missing, damaged, or not RGB.
+        DataError: missing, damaged, not RGB, or of another size.
     """
     values = torch.from_numpy(_pixels(path, ("RGB", "RGBA"), "RGB"))
+    check_size(path, (values.size(0), values.size(1)), size)
     return values.permute(2, 0, 1).long()
 
 
-def read_integers(path: Path) -> Tensor:
+def read_integers(path: Path, size: tuple[int, int]) -> Tensor:
     """(H, W), int64: the values of a PNG of one channel with 8 or 16 bits.
 
+    Args:
+        path: the file.
+        size: (height, width) that it must have.
+
     Raises:
-        DataError: missing, damaged, or of other pixels.
+        DataError: missing, damaged, of other pixels, or of another size.
     """
     values = _pixels(path, ("L", "I", "I;16", "I;16B", "P"), None)
+    check_size(path, (values.shape[0], values.shape[1]), size)
     return torch.from_numpy(values.astype(np.int64))
+
+
+def check_size(path: Path, found: tuple[int, int], size: tuple[int, int]) -> None:
+    """Raises DataError unless a file of labels is as large as its image; (height, width)."""
+    if found != size:
+        raise DataError(
+            f"{path} must be as large as its image, {size[0]} x {size[1]}, got {found[0]} x "
+            f"{found[1]} (height x width). Is it the file of another image?"
+        )
 
 
 def image_mode(path: Path) -> str:

@@ -85,10 +85,10 @@ class NYUv2(LabelledImages):
             numbers = torch.from_numpy(field(path, data, "segGT").astype(np.int64))
             depth_mm = torch.from_numpy(field(path, data, "depth").astype(np.float32))
             image = image.permute(2, 0, 1)  # (3, H, W)
-        labels = from_one(path, numbers, len(CLASSES))
-        # The authors' rule: depth of at most 1 mm is missing.
-        depth = torch.where(depth_mm > 1, depth_mm / 1000, 0.0)[None]
-        return Sample(image.contiguous(), name, labels=labels, depth_m=depth, camera=CAMERA)
+            labels = from_one(path, numbers, len(CLASSES))
+            # The authors' rule: depth of at most 1 mm is missing.
+            depth = torch.where(depth_mm > 1, depth_mm / 1000, 0.0)[None]
+            return Sample(image.contiguous(), name, labels=labels, depth_m=depth, camera=CAMERA)
 
     def _read_official(self, name: str) -> Sample:
         path, index = self.root / OFFICIAL, int(name) - 1

@@ -76,24 +76,26 @@ class Stanford2D3D(LabelledImages):
         return folder / f"{name}{KINDS[kind]}"
 
     def read(self, name: str) -> Sample:
-        values = read_integers(self.path(name, "depth"))
+        image = read_rgb(self._images[name])
+        size = image.size(1), image.size(2)
+        values = read_integers(self.path(name, "depth"), size)
         valid = (values != NO_DEPTH) & (values > 1)
-        normals, normals_valid = _normals(self.path(name, "normal"))
+        normals, normals_valid = _normals(self.path(name, "normal"), size)
         if self.normals_frame == "room":
             normals = viewer_normals(normals, find_turn(normals, normals_valid))
         return Sample(
-            image=read_rgb(self._images[name]),
+            image=image,
             name=name,
-            labels=self._labels(self.path(name, "semantic")),
+            labels=self._labels(self.path(name, "semantic"), size),
             depth_m=torch.where(valid, values.float() / DEPTH_STEPS_PER_M, 0.0)[None],
             normals=normals,
             normals_valid=normals_valid,
         )
 
-    def _labels(self, path: Path) -> Tensor:
+    def _labels(self, path: Path, size: tuple[int, int]) -> Tensor:
         if image_mode(path) in ("L", "P"):
-            return from_one(path, read_integers(path), len(CLASSES))
-        red, green, blue = read_bytes_rgb(path)
+            return from_one(path, read_integers(path, size), len(CLASSES))
+        red, green, blue = read_bytes_rgb(path, size)
         numbers = red * 65536 + green * 256 + blue
         if self._label_classes is None:
             self._label_classes = _class_of_label(self.root)
@@ -124,9 +126,9 @@ def _class_of_label(root: Path) -> Tensor:
     return torch.tensor([CLASSES.index(c) if c in CLASSES else IGNORE for c in classes])
 
 
-def _normals(path: Path) -> tuple[Tensor, Tensor]:
+def _normals(path: Path, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Unit vectors, 0 where the file's are not nearly so; and where they are."""
-    vectors = read_bytes_rgb(path).float() / 127.5 - 1
+    vectors = read_bytes_rgb(path, size).float() / 127.5 - 1
     length = torch.linalg.vector_norm(vectors, dim=0, keepdim=True)
     valid = (length > 0.8) & (length < 1.1)
     return torch.where(valid, F.normalize(vectors, dim=0), 0.0), valid

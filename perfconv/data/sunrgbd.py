@@ -37,12 +37,15 @@ class SUNRGBD(LabelledImages):
         super().__init__(root, list(self._images))
 
     def read(self, name: str) -> Sample:
+        image = read_rgb(self._images[name])
+        size = image.size(1), image.size(2)
         label_path = self.root / "label37" / self.split / f"{name}.png"
+        depth_path = self.root / "depth" / self.split / f"{name}.png"
         return Sample(
-            image=read_rgb(self._images[name]),
+            image=image,
             name=name,
-            labels=from_one(label_path, read_integers(label_path), len(self.classes)),
-            depth_m=_metres(read_integers(self.root / "depth" / self.split / f"{name}.png")),
+            labels=from_one(label_path, read_integers(label_path, size), len(self.classes)),
+            depth_m=_metres(read_integers(depth_path, size)),
         )
 
 

@@ -190,10 +190,12 @@ class InstanceMetric(Metric):
         """
         check_pair("InstanceMetric", prediction, labels)
         check_pair("InstanceMetric", instances, labels)
+        # Weighted sums have no fixed order on other devices.
+        prediction, labels, instances = prediction.cpu(), labels.cpu(), instances.cpu()
         for label, average in self.instance_pixels.items():
             predicted = prediction == label
             wrong = predicted & (labels != label) & (labels != self.ignore_index)
-            self._sums["false_positive"][label] += wrong.sum().cpu()
+            self._sums["false_positive"][label] += wrong.sum()
             of_class = (labels == label) & (instances > 0)
             if not bool(of_class.any()):
                 continue
@@ -201,8 +203,8 @@ class InstanceMetric(Metric):
             sizes = torch.bincount(which).double()
             weight = average / sizes
             right = torch.bincount(which, predicted[of_class].double(), minlength=len(sizes))
-            self._sums["true_positive"][label] += (right * weight).sum().cpu()
-            self._sums["false_negative"][label] += ((sizes - right) * weight).sum().cpu()
+            self._sums["true_positive"][label] += (right * weight).sum()
+            self._sums["false_negative"][label] += ((sizes - right) * weight).sum()
 
     def compute(self) -> InstanceScores:
         """iIoU by class, and its mean over those that occur."""

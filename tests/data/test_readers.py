@@ -14,6 +14,7 @@ pytest.importorskip("scipy", reason="SciPy is not installed")
 import small_datasets
 from real_samples import sample_folder
 
+from perfconv.data import flip, normals_from_depth
 from perfconv.data.bsds500 import BSDS500
 from perfconv.data.cityscapes import Cityscapes
 from perfconv.data.dataset import LabelledImages, Readable
@@ -176,7 +177,10 @@ def test_damaged_files_are_named(tmp_path: Path, case: str, damage: str) -> None
     ("case", "values", "match"),
     [
         ("cityscapes", np.full(SIZE, 200, np.uint8), r"must hold label ids in \[0, 33\], got 200"),
-        ("cityscapes", np.zeros((3, 4), np.uint8), r"labels must be \(H, W\)"),
+        ("cityscapes", np.zeros((3, 4), np.uint8), "labelIds.png must be as large as its image"),
+        ("cityscapes-disparity", np.zeros((3, 4), np.uint16), "image, 12 x 16, got 3 x 4"),
+        ("stanford", np.zeros((3, 4, 3), np.uint8), "normals.png must be as large as its image"),
+        ("sunrgbd", np.zeros((3, 4), np.uint16), "must be as large as its image"),
         ("cityscapes", np.zeros((*SIZE, 3), np.uint8), "must have pixels of one of the kinds"),
         ("cityscapes-image", np.zeros(SIZE, np.uint16), "must have pixels of one of the kinds"),
         ("sunrgbd", np.zeros((*SIZE, 3), np.uint8), "must have pixels of one of the kinds"),
@@ -203,6 +207,20 @@ def test_mat_files_without_the_fields(tmp_path: Path) -> None:
     savemat(tmp_path / "5003.mat", {"other": 1})
     with pytest.raises(DataError, match=r"must hold the variable 'datamat', got \['other'\]"):
         NYUv2(tmp_path)[0]
+
+
+def test_mat_files_of_other_sizes(tmp_path: Path) -> None:
+    from scipy.io import savemat
+
+    small_datasets.write_nyuv2_listed(tmp_path)
+    parts = {"img": np.zeros((4, 5, 3)), "segGT": np.zeros((4, 4)), "depth": np.zeros((4, 5))}
+    savemat(tmp_path / "5003.mat", {"datamat": parts})
+    with pytest.raises(DataError, match=r"5003.mat is damaged or not of .*labels must be"):
+        NYUv2(tmp_path)[0]
+    small_datasets.write_bsds500(tmp_path)
+    small_datasets.save(tmp_path / "images/train/100075.jpg", small_datasets.colours(3, (5, 6)))
+    with pytest.raises(DataError, match=r"100075.mat must be as large as its image, 5 x 6"):
+        BSDS500(tmp_path)[0]
 
 
 def test_skipped_and_counted(tmp_path: Path) -> None:
@@ -275,6 +293,16 @@ def test_real_nyuv2_normals() -> None:
     assert upright["floor"] > 0.8
     assert upright["ceiling"] < -0.8
     assert abs(upright["wall"]) < 0.2
+
+
+def test_real_flips_commute() -> None:
+    """Normals of the mirrored depth are the mirrored normals; the labels go along."""
+    sample = NYUv2(sample_folder("nyuv2"), "test", normals_radius=2).read("5034")
+    mirrored = flip(sample)
+    found = normals_from_depth(mirrored.depth_m, mirrored.camera, radius=2)
+    assert torch.equal(found.valid, mirrored.normals_valid)
+    torch.testing.assert_close(found.normals, mirrored.normals, atol=1e-4, rtol=0)
+    assert torch.equal(mirrored.labels, sample.labels.flip(-1))
 
 
 def test_real_stanford() -> None:
