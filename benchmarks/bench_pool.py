@@ -115,7 +115,7 @@ def measure(problem: Problem, pairs: int) -> dict:
         layout = fastest({name: lambda n=name: case.one_dense(n) for name in case.inputs})
         one = compare(lambda: case.one_dense(layout), case.pooled, pairs=pairs)
         every = compare(case.all_dense, case.pooled, pairs=max(5, pairs // 4))
-        gate_ms = median_ms(lambda: case.gate(case.inputs["channels_last"]))
+        gate_ms = median_ms(lambda: case.gate(case.inputs["channels_last"]), pairs)
     return {
         "problem": problem.name,
         **asdict(problem),
@@ -151,17 +151,20 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     head = environment()
-    lines = [json.dumps(head)]
-    print(lines[0])
+    print(json.dumps(head))
+    write(arguments.output, head)
     for problem in problems(arguments.quick):
         if arguments.filter in problem.name:
             record = measure(problem, 5 if arguments.quick else arguments.pairs)
             print(describe(record), flush=True)
-            lines.append(json.dumps(record))
-    if arguments.output:
-        with arguments.output.open("a") as stream:
-            stream.write("\n".join(lines) + "\n")
+            write(arguments.output, record)
     return 0
+
+
+def write(output: Path | None, record: dict) -> None:
+    if output:
+        with output.open("a") as stream:
+            stream.write(json.dumps(record) + "\n")
 
 
 if __name__ == "__main__":

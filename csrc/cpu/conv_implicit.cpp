@@ -16,6 +16,7 @@ namespace {
 
 constexpr int64_t kChunkBytes = 256 << 10;  // pointers or copied rows of one chunk: half the L2
 constexpr int64_t kChunkTiles = 32;
+constexpr int64_t kTapChunkBytes = 768 << 10;  // rows of one tap and sums of one chunk
 
 // Work of one call, the same for all threads. Items are (column chunk, tile of pixels), tiles
 // fastest; columns are split only if the tiles alone are too few to balance the threads.
@@ -79,16 +80,29 @@ class ImplicitGemm {
  private:
   template <class Rows>
   void run_items(Rows& rows, int64_t taps, int64_t depth, int64_t begin, int64_t end) const {
+    const bool is_by_taps = problem_.is_by_taps && taps > 1 && g_.groups == 1;
+    const int64_t tap_tile_bytes =
+        kernel_.tile_rows * (depth * static_cast<int64_t>(sizeof(A)) +
+                             g_.out_channels * static_cast<int64_t>(sizeof(Acc)));
+    const int64_t tap_tiles = std::clamp<int64_t>(kTapChunkBytes / tap_tile_bytes, 1, kChunkTiles);
+    Scratch sums(is_by_taps ? tap_tiles * kernel_.tile_rows * split_.columns * plan_.tile_cols *
+                                  static_cast<int64_t>(sizeof(Acc))
+                            : 0);
     const int64_t tile_bytes = kernel_.tile_rows * (taps * static_cast<int64_t>(sizeof(void*)) +
                                                     (taps == 1 ? depth * sizeof(A) : 0));
-    const int64_t chunk_tiles = std::clamp<int64_t>(kChunkBytes / tile_bytes, 1, kChunkTiles);
+    const int64_t chunk_tiles =
+        is_by_taps ? tap_tiles : std::clamp<int64_t>(kChunkBytes / tile_bytes, 1, kChunkTiles);
     for (int64_t item = begin; item < end;) {
       const int64_t chunk = item / split_.tiles;
       const int64_t first = item % split_.tiles;
       const int64_t tiles = std::min({chunk_tiles, split_.tiles - first, end - item});
       if (split_.column_chunks == 1) fill_beside(first, first + tiles);
-      run_chunk(rows, taps, depth, first, tiles, split_.column_begin(chunk),
-                split_.column_begin(chunk + 1));
+      const int64_t columns[] = {split_.column_begin(chunk), split_.column_begin(chunk + 1)};
+      if (is_by_taps) {
+        run_taps(rows, taps, depth, first, tiles, columns[0], columns[1], sums.data<Acc>());
+      } else {
+        run_chunk(rows, taps, depth, first, tiles, columns[0], columns[1]);
+      }
       item += tiles;
     }
   }
@@ -126,6 +140,45 @@ class ImplicitGemm {
         finish(sums, positions + pixel, count, group * g_.group_out_channels() + channel, channels);
       }
     }
+  }
+
+  // run_chunk with the taps outside: a tap's rows are read from afar once for all columns. sums
+  // keeps [column][tile] tiles from one tap to the next.
+  template <class Rows>
+  void run_taps(Rows& rows, int64_t taps, int64_t depth, int64_t first_tile, int64_t tiles,
+                int64_t column_begin, int64_t column_end, Acc* sums) const {
+    const int64_t first = first_tile * kernel_.tile_rows;
+    const int64_t pixels = std::min(tiles * kernel_.tile_rows, problem_.active->count - first);
+    const int32_t* positions = problem_.active->positions.get() + first;
+    const int64_t slice = depth * plan_.tile_cols;  // of a panel, for one tap
+    const auto add = row_kernel<Acc>(kernels()).add;
+    rows.fill(positions, pixels, 0);
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      for (int64_t column = column_begin; column < column_end; ++column) {
+        const A* panel = panels_ + column * plan_.panel_elements() + tap * slice;
+        const A* next = column + 1 < column_end ? panel + plan_.panel_elements() : nullptr;
+        for (int64_t tile = 0; tile < tiles; ++tile) {
+          const int64_t pixel = tile * kernel_.tile_rows;
+          const int64_t count = std::min(kernel_.tile_rows, pixels - pixel);
+          Acc* kept =
+              sums + ((column - column_begin) * tiles + tile) * kernel_.tile_rows * plan_.tile_cols;
+          alignas(64) Acc part[kMaxTileRows * kMaxTileCols];
+          kernel_.multiply(rows.tile(tile) + tap * kernel_.tile_rows, count, 1, depth, panel,
+                           share_of(next, slice, tile, tiles), tap == 0 ? kept : part);
+          if (tap > 0) add(part, kept, count * plan_.tile_cols);
+          if (tap + 1 < taps) continue;
+          const int64_t channel = column * plan_.tile_cols;
+          finish(kept, positions + pixel, count, channel,
+                 std::min(plan_.tile_cols, g_.out_channels - channel));
+        }
+      }
+    }
+  }
+
+  static NextLines share_of(const A* from, int64_t elements, int64_t tile, int64_t tiles) {
+    if (from == nullptr) return {};
+    return {.begin = reinterpret_cast<const char*>(from + elements * tile / tiles),
+            .end = reinterpret_cast<const char*>(from + elements * (tile + 1) / tiles)};
   }
 
   void finish(const Acc* sums, const int32_t* positions, int64_t count, int64_t channel,

@@ -2,8 +2,9 @@
 //
 // Each branch is a perforated convolution over the pixels that chose it: the implicit GEMM reaches
 // them through row pointers with the dilation of the branch, so a pixel costs what it costs there.
-// Branches run one after the other and write disjoint pixels; a tied weight is packed once. In the
-// gradients the branches' contributions are added in their order.
+// Branches run one after the other and write disjoint pixels; a tied weight is packed once. Their
+// rows lie far apart: the GEMM goes tap by tap. In the gradients the branches' contributions are
+// added in their order.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -127,6 +128,7 @@ Tensor multi_dilation_conv2d(const Tensor& input, const Tensor& weight, const Te
     }
     branch.fill = Fill::kNone;
     branch.active = &list;
+    branch.is_by_taps = true;
     forward_implicit_gemm(branch);
   });
   visit_branches(problem, lists, true, [&](int64_t, const ActiveList& list) {

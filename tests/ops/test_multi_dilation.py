@@ -76,6 +76,7 @@ CASES = {
     "dilation-beyond-map": Case(dilations=(0, 1, 40)),
     "one-by-one": Case(kernel=1, dilations=(0, 1)),
     "five": Case(kernel=5, dilations=(1, 2), in_channels=4, out_channels=6),
+    "several-chunks": Case(batch=1, size=(30, 40), out_channels=40, dilations=(1, 3), lowest=0),
     "no-image": Case(batch=0),
     "relu": Case(activation="relu", is_tied=False, is_bias_shared=False),
     "silu-passthrough": Case(activation="silu", fill="passthrough"),
