@@ -97,6 +97,20 @@ def test_what_is_read(compile_text) -> None:
     assert again == kernel  # as it was kept
 
 
+def test_architectures_share_their_ptx(compile_text, tmp_path: Path) -> None:
+    """Each is judged by its own instructions; one with a letter has PTX of its own."""
+    source = tmp_path / "planted.cu"
+    source.write_text(
+        "__global__ void __launch_bounds__(32) kernel(int* out) { out[threadIdx.x] = 1; }"
+    )
+    archs = ["80", "86", "90a", "100", "120"]
+    results = compiled.compile_all([source], tmp_path, archs, tmp_path / "results", 1)
+    kernels = [kernel for result in results for kernel in result.kernels]
+    assert sorted(kernel.arch for kernel in kernels) == sorted(archs)
+    assert all(kernel.opcodes["STG.E"] == 1 for kernel in kernels)
+    assert [compiled.ptx_version(arch) for arch in archs] == ["80", "80", "90a", "100", "100"]
+
+
 def including_source(folder: Path) -> tuple[Path, Path]:
     """A kernel file and the header it includes."""
     header = folder / "folder" / "header.cuh"
@@ -115,9 +129,9 @@ def test_headers_are_sources(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("compile_text")  # the hash holds the versions of the tools
 def test_a_changed_header_compiles_again(tmp_path: Path) -> None:
     source, header = including_source(tmp_path)
-    before = compiled.job_hash(source, tmp_path, "80")
+    before = compiled.job_hash(source, tmp_path, ["80"])
     header.write_text("// two")
-    assert compiled.job_hash(source, tmp_path, "80") != before
+    assert compiled.job_hash(source, tmp_path, ["80"]) != before
 
 
 def test_architectures_are_merged() -> None:

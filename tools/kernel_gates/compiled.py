@@ -1,8 +1,9 @@
 """Compiles the kernel files for every architecture and reads what the compiler and ptxas say.
 
-A file and an architecture make one job, two steps: nvcc to PTX (launch bounds, dynamic shared
-memory), PTX to a cubin (registers, stack, spills, static shared memory; then the instructions, from
-nvdisasm). A job's result is kept under the hash of everything it depends on.
+As in the build, architectures share their PTX. A file and a PTX version make one job: nvcc compiles
+to PTX (launch bounds, dynamic shared memory); then for each architecture PTX becomes a cubin
+(registers, stack, spills, static shared memory; then the instructions, from nvdisasm). A job's
+result is kept under the hash of everything it depends on.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ import re
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -22,7 +23,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = ("-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Werror", "all-warnings")
 HOST_WARNINGS = "-Xcompiler=-Wall,-Wextra,-Wshadow,-Werror,-fPIC"
-HOST = "host"  # the job of a file that compiles its launchers, beside one for each architecture
 INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 
 
@@ -207,46 +207,74 @@ def sources_of(source: Path, include: Path) -> list[Path]:
     return sorted(seen)
 
 
-def job_hash(source: Path, include: Path, arch: str) -> str:
+def ptx_version(arch: str) -> str:
+    """What PerfconvCuda.cmake compiles an architecture from."""
+    if not arch.isdigit():
+        return arch
+    return "80" if int(arch) < 100 else "100"
+
+
+def job_hash(source: Path, include: Path, archs: Sequence[str]) -> str:
     parts = [path.read_bytes() for path in sources_of(source, include)]
-    parts += [Path(__file__).read_bytes(), versions().encode(), arch.encode()]
+    parts += [Path(__file__).read_bytes(), versions().encode(), " ".join(archs).encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:20]
 
 
-def compile_job(source: Path, include: Path, arch: str, folder: Path) -> Result:
-    stem = f"{source.stem}-{arch}"
-    kept = folder / f"{stem}-{job_hash(source, include, arch)}.json"
+def compile_ptx(source: Path, include: Path, version: str, folder: Path, with_host: bool) -> Path:
+    """The PTX of a file; with_host: its launchers are compiled too, with the host's warnings."""
+    common = [nvcc(), *FLAGS, f"-I{include}", str(source), f"-arch=compute_{version}"]
+    kept = folder / f"{source.stem}-{version}"
+    kept.mkdir(exist_ok=True)
+    ptx = kept / f"{source.stem}.ptx"
+    if with_host:
+        keep = [f"-code=compute_{version}", "--keep", "--keep-dir", str(kept)]
+        run([*common, *keep, HOST_WARNINGS, "-c", "-o", os.devnull])
+    else:
+        run([*common, "-ptx", "-o", str(ptx)])
+    return ptx
+
+
+def compile_job(
+    source: Path, include: Path, archs: list[str], folder: Path, with_host: bool
+) -> list[Result]:
+    """One file for architectures of the same PTX, a result each."""
+    stem = f"{source.stem}-{ptx_version(archs[0])}"
+    kept = folder / f"{stem}-{job_hash(source, include, archs)}.json"
     if kept.exists():
         found = json.loads(kept.read_text())
-        return Result([Kernel(**row) for row in found["kernels"]], found["notes"])
-    common = [nvcc(), *FLAGS, f"-I{include}", str(source)]
-    if arch == HOST:
-        virtual = ["-arch=compute_80", "-code=compute_80"]
-        run([*common, *virtual, HOST_WARNINGS, "-c", "-o", os.devnull])
-        result = Result([], [])
-    else:
-        ptx, cubin = folder / f"{stem}.ptx", folder / f"{stem}.cubin"
-        run([*common, f"-arch=compute_{arch}", "-ptx", "-o", str(ptx)])
+        return [Result([Kernel(**row) for row in one["kernels"]], one["notes"]) for one in found]
+    ptx = compile_ptx(source, include, ptx_version(archs[0]), folder, with_host)
+    results = []
+    for arch in archs:
+        cubin = ptx.with_name(f"{arch}.cubin")
         real = [f"-arch=sm_{arch}", "-Xptxas", "-v", "-o", str(cubin)]
         log = run([nvcc(), "-cubin", str(ptx), *real])
         disassembly = run([nvdisasm(), "-c", str(cubin)])
-        result = read_kernels(source.name, arch, ptx.read_text(), log, disassembly)
+        results.append(read_kernels(source.name, arch, ptx.read_text(), log, disassembly))
+    shutil.rmtree(ptx.parent)
     for old in folder.glob(f"{stem}-{'?' * 20}.json"):
         old.unlink()
-    kept.write_text(json.dumps(asdict(result)))
-    return result
+    kept.write_text(json.dumps([asdict(result) for result in results]))
+    return results
 
 
 def compile_all(
     sources: list[Path], include: Path, archs: list[str], folder: Path, jobs: int
 ) -> list[Result]:
-    """Every file for the host and for every architecture, in a stable order."""
+    """Every file for every architecture, in a stable order; its launchers once."""
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = [(source, arch) for source in sorted(sources) for arch in (HOST, *archs)]
+    groups: dict[str, list[str]] = {}
+    for arch in archs:
+        groups.setdefault(ptx_version(arch), []).append(arch)
+    first = next(iter(groups))
     with ThreadPoolExecutor(jobs) as pool:
-        started = [pool.submit(compile_job, s, include, arch, folder) for s, arch in wanted]
+        started = [
+            pool.submit(compile_job, source, include, group, folder, version == first)
+            for source in sorted(sources)
+            for version, group in groups.items()
+        ]
         try:
-            return [job.result() for job in started]
+            return [result for job in started for result in job.result()]
         except CheckError:
             pool.shutdown(cancel_futures=True)
             raise
