@@ -49,7 +49,7 @@ SortedPixels sort_pixels(DeviceCall& call, const GradArgs& args) {
   auto* starts = static_cast<int32_t*>(words((int64_t{1} << bits) + 1));
   call.check(launch_tap_patterns(call.context(), args.geometry, args.mask, patterns, keys));
   const SortArgs sort{.keys = keys, .bits = bits, .capacity = pixels};
-  void* workspace = call.scratch(counting_sort_workspace(pixels, bits));
+  void* workspace = call.scratch(counting_sort_workspace(sort));
   call.check(launch_counting_sort(call.context(), sort, workspace, sorted, starts));
   return {.sorted = sorted, .patterns = patterns, .count = starts + (1 << bits) - 1};
 }

@@ -62,7 +62,7 @@ SortedBranches sort_branches(DeviceCall& call, const MultiDilationArgs& args) {
   auto* starts = static_cast<int32_t*>(words((int64_t{1} << bits) + 1));
   call.check(launch_branch_keys(call.context(), args, keys));
   const SortArgs sort{.keys = keys, .bits = bits, .capacity = pixels};
-  void* workspace = call.scratch(counting_sort_workspace(pixels, bits));
+  void* workspace = call.scratch(counting_sort_workspace(sort));
   call.check(launch_counting_sort(call.context(), sort, workspace, sorted, starts));
   return {.sorted = sorted, .starts = starts};
 }
@@ -74,6 +74,62 @@ void run_forward(DeviceCall& call, const MultiDilationArgs& args) {
   const SortedBranches pixels = sort_branches(call, args);
   void* workspace = call.scratch(multi_dilation_workspace(call.context(), args));
   call.check(launch_multi_dilation_implicit(call.context(), args, pixels, workspace));
+}
+
+// For each branch the input pixels that its outputs read, as perforated_conv2d_dgrad sorts them.
+std::vector<SortedPixels> sort_patterns(DeviceCall& call, const MultiDilationArgs& args) {
+  const int64_t pixels = args.geometry.in_pixels();
+  const int64_t lists = args.branches;
+  const int bits = tap_key_bits(args.geometry);
+  const int64_t bins = int64_t{1} << bits;
+  const auto words = [&](int64_t count) {
+    return call.scratch(lists * count * static_cast<int64_t>(sizeof(int32_t)));
+  };
+  auto* patterns = static_cast<uint32_t*>(words(pixels));
+  auto* keys = static_cast<uint32_t*>(words(pixels));
+  auto* sorted = static_cast<int32_t*>(words(pixels));
+  auto* starts = static_cast<int32_t*>(words(bins + 1));
+  call.check(launch_branch_patterns(call.context(), args, patterns, keys));
+  const SortArgs sort{.keys = keys, .bits = bits, .capacity = pixels, .lists = lists};
+  void* workspace = call.scratch(counting_sort_workspace(sort));
+  call.check(launch_counting_sort(call.context(), sort, workspace, sorted, starts));
+  std::vector<SortedPixels> branches;
+  for (int64_t k = 0; k < lists; ++k) {
+    branches.push_back({.sorted = sorted + k * pixels,
+                        .patterns = patterns + k * pixels,
+                        .count = starts + k * (bins + 1) + bins - 1});
+  }
+  return branches;
+}
+
+void run_dgrad(DeviceCall& call, const MultiDilation& problem, const MultiDilationArgs& args) {
+  const ConvGeometry& g = args.geometry;
+  if (g.in_pixels() == 0) return;
+  if (!takes_tiles(args, args.grad_output, args.weight)) {
+    return call.check(launch_multi_dilation_dgrad(call.context(), args));
+  }
+  const bool is_summed_in_place = args.storage == StorageType::kFloat;
+  void* sums = is_summed_in_place
+                   ? args.output
+                   : call.scratch(g.in_pixels() * g.in_channels * sum_bytes(args.storage));
+  GradArgs grad{.geometry = g,
+                .storage = args.storage,
+                .allow_tf32 = args.allow_tf32,
+                .grad_output = args.grad_output,
+                .operand = args.weight,
+                .result = args.output,
+                .sums = static_cast<float*>(sums)};
+  call.check(launch_start_sums(call.context(), args, grad.sums));
+  const std::vector<SortedPixels> pixels = sort_patterns(call, args);
+  grad.workspace = call.scratch(dgrad_implicit_workspace(call.context(), grad));
+  for (int64_t k = 0; k < problem.branches(); ++k) {
+    if (problem.dilations[static_cast<size_t>(k)] == 0) continue;
+    grad.geometry = problem.branch(k);
+    grad.operand =
+        static_cast<const char*>(args.weight) + k * args.weight_pitch * element_bytes(args.storage);
+    call.check(launch_dgrad_implicit(call.context(), grad, pixels[static_cast<size_t>(k)]));
+  }
+  if (!is_summed_in_place) call.check(launch_round_sums(call.context(), args, grad.sums));
 }
 
 void run_wgrad(DeviceCall& call, const MultiDilationArgs& args) {
@@ -149,7 +205,7 @@ Tensor multi_dilation_dgrad(const Tensor& grad_output, const Tensor& weight, con
     args.grad_output = call.read(rows);
     args.weight = call.read(taps);
     args.output = call.write(result);
-    call.check(launch_multi_dilation_dgrad(call.context(), args));
+    run_dgrad(call, problem, args);
   }
   return in_layout(result, channels_last);
 }

@@ -31,6 +31,7 @@ PROBLEMS = {
     ),
     "depthwise-wide": Problem(in_channels=264, out_channels=264, groups=264, size=(4, 5)),
     "one-by-one": Problem(kernel=(1, 1), padding=(0, 0), out_channels=16),
+    "one-by-one-stride": Problem(kernel=(1, 1), padding=(1, 0), stride=(1, 2), out_channels=16),
     "five-by-one": Problem(kernel=(5, 1), padding=(2, 0)),
     "5x5": Problem(kernel=(5, 5), padding=(2, 2)),
     "7x7": Problem(kernel=(7, 7), padding=(3, 3), batch=1),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import perfconv
 from perfconv import PerforatedConv2d
+from perfconv.ops import perforated_conv2d_into
 
 pytestmark = pytest.mark.cuda
 
@@ -70,6 +71,55 @@ def test_forward_replays_with_other_masks(
         mask.copy_(other)
         graph.replay()
         assert torch.equal(results["output"], call())
+
+
+@pytest.mark.parametrize("captured_density", [0.0, 0.4, 1.0])
+def test_bottleneck_replays_with_other_masks(gpu: torch.device, captured_density: float) -> None:
+    """1x1 on the halo, 3x3, 1x1 + residual, in images whose inactive pixels nobody writes."""
+    input = draw(*SHAPE, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    weights = [draw(64, 64, side, side, dtype=torch.bfloat16) for side in (1, 3, 1)]
+    mask = random_mask(2, 1, *SHAPE[2:], density=captured_density).to(gpu)
+    results = {}
+
+    def call() -> Tensor:
+        halo = perfconv.expand_mask(mask, 3, padding=1)
+        options = {"fill": "none", "activation": "relu", "algorithm": "implicit_gemm"}
+        first = perfconv.perforated_conv2d(input, weights[0], halo, **options)
+        second = perfconv.perforated_conv2d(first, weights[1], mask, padding=1, **options)
+        return perforated_conv2d_into(
+            input.clone(), second, weights[2], mask, adds_base=True, activation="relu",
+            algorithm="implicit_gemm",
+        )  # fmt: skip
+
+    with torch.no_grad():
+        graph = capture(lambda: results.update(output=call()))
+        for other in masks(gpu):
+            mask.copy_(other)
+            graph.replay()
+            assert torch.equal(results["output"], call())
+
+
+@pytest.mark.parametrize("captured_density", [0.0, 0.4, 1.0])
+def test_pooling_replays_with_other_choices(gpu: torch.device, captured_density: float) -> None:
+    """Multi-dilation convolution and its gradients, from no active pixel to all of them."""
+    input, weight = draw(*SHAPE, dtype=torch.bfloat16), draw(64, 64, 3, 3, dtype=torch.bfloat16)
+    wanted = (input.requires_grad_(), weight.requires_grad_())
+    drawn = torch.randint(4, (2, 1, *SHAPE[2:]), device=gpu, dtype=torch.int32)
+    choice = torch.where(
+        random_mask(2, 1, *SHAPE[2:], density=captured_density).to(gpu), drawn, -1
+    ).int()
+    results = {}
+
+    def call() -> tuple[Tensor, ...]:
+        output = perfconv.multi_dilation_conv2d(input, weight, choice, dilations=(0, 1, 2, 40))
+        return output.detach(), *torch.autograd.grad(output, wanted, input.detach())
+
+    graph = capture(lambda: results.update(outputs=call()))
+    for other in masks(gpu):
+        choice.copy_(torch.where(other, drawn, -1))
+        graph.replay()
+        for found, expected in zip(results["outputs"], call(), strict=True):
+            assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("captured_density", [0.0, 0.4, 1.0])

@@ -21,10 +21,22 @@ CASES = {
     "one-by-one": (8, 8, 1, (0, 1), True, True, (5, 5)),
     "five": (4, 4, 5, (2,), False, True, (5, 6)),
 }
+# The input gradient alone: every tile, its last rows, one tap and more than nine.
+DGRAD_CASES = {
+    "wide-gradient": (72, 8, 3, (1, 2), False, True, (9, 9)),
+    "tile-1": (8, 8, 1, (1,), True, True, (7, 9)),
+    "tile": (8, 8, 1, (1,), True, True, (8, 8)),
+    "tile+1": (8, 8, 1, (1,), True, True, (5, 13)),
+    "taps-25": (8, 8, 5, (0, 1, 7), False, True, (7, 6)),
+}
+
+
+def dilations_of(name: str) -> tuple[int, ...]:
+    return {**CASES, **DGRAD_CASES}[name][3]
 
 
 def tensors(name: str, dtype: torch.dtype, batch: int = 2, lowest: int = -1) -> dict[str, Tensor]:
-    inputs, outputs, side, dilations, is_tied, is_shared, size = CASES[name]
+    inputs, outputs, side, dilations, is_tied, is_shared, size = {**CASES, **DGRAD_CASES}[name]
     generator = torch.Generator().manual_seed(3)
 
     def normal(*sizes: int) -> Tensor:
@@ -61,7 +73,7 @@ def results(name: str, values: dict, dtype: torch.dtype, **options: object) -> d
     leaves = [cast["input"].requires_grad_(), cast["weight"].requires_grad_()]
     fill = options.get("fill", "zero")
     output = reference.multi_dilation_conv2d(
-        *leaves, values["choice"], cast["bias"], dilations=CASES[name][3], dtype=dtype,
+        *leaves, values["choice"], cast["bias"], dilations=dilations_of(name), dtype=dtype,
         base=cast["base"] if fill == "passthrough" else None, **options,
     )  # fmt: skip
     grads = torch.autograd.grad(output, leaves, cast["grad_output"], materialize_grads=True)
@@ -107,6 +119,46 @@ def test_gradients(backend: Backend, name: str, dtype: torch.dtype) -> None:
         assert_no_row_missing(key, result, exact[key], dense[key])
 
 
+def dgrad(backend: Backend, name: str, values: dict, allow_tf32: bool = False) -> Tensor:
+    grad, weight, choice = backend.to(*(values[k] for k in ("grad_output", "weight", "choice")))
+    return backend.ops.multi_dilation_dgrad(
+        grad, weight, choice, list(dilations_of(name)), True, allow_tf32
+    ).cpu()
+
+
+def check_dgrad(backend: Backend, name: str, values: dict, dtype: torch.dtype) -> None:
+    exact, dense = results(name, values, torch.float64), results(name, values, dtype)
+    sums = results(name, magnitudes(values), torch.float64)
+    result = dgrad(backend, name, values)
+    assert_as_exact("input", result, exact["input"], dense["input"], sums["input"])
+    assert_no_row_missing("input", result, exact["input"], dense["input"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", DGRAD_CASES)
+def test_dgrad_by_tiles(backend: Backend, name: str, dtype: torch.dtype) -> None:
+    """Of the tails every pixel of one image is a row."""
+    is_tail = name.startswith("tile")
+    values = tensors(name, dtype, batch=1 if is_tail else 2, lowest=0 if is_tail else -1)
+    check_dgrad(backend, name, values, dtype)
+
+
+@pytest.mark.parametrize("name", ["tied", "untied"])
+@pytest.mark.parametrize("chosen", ["nothing", "one-branch", "copies", "one-pixel", "one-image"])
+def test_dgrad_of_few_branches(backend: Backend, name: str, chosen: str) -> None:
+    """Densities 0 and 1 of a branch, and images with different counts."""
+    values = tensors(name, torch.bfloat16)
+    copies = dilations_of(name).index(0)
+    choice = values["choice"]
+    if chosen == "one-image":
+        choice[0] = -1
+    else:
+        choice.fill_({"one-branch": 2, "copies": copies}.get(chosen, -1))
+    if chosen == "one-pixel":
+        choice[1, 0, 3, 3] = 2
+    check_dgrad(backend, name, values, torch.bfloat16)
+
+
 @pytest.mark.parametrize("name", ["tied", "narrow-tiles", "untied-tiles", "wide-weight"])
 def test_tf32(backend: Backend, name: str) -> None:
     """With factors that tf32 holds exactly, the tensor cores are as exact as float32."""
@@ -125,7 +177,12 @@ def test_tf32(backend: Backend, name: str) -> None:
     wgrad = backend.ops.multi_dilation_wgrad(
         grad, input, choice, side, list(dilations), is_tied, True
     )
-    for key, result in (("output", output.cpu()), ("weight", wgrad.cpu())):
+    found = {
+        "output": output.cpu(),
+        "input": dgrad(backend, name, values, True),
+        "weight": wgrad.cpu(),
+    }
+    for key, result in found.items():
         assert_as_exact(key, result, exact[key], dense[key], sums[key])
 
 
@@ -144,8 +201,7 @@ def test_values_that_are_no_branch_are_inactive(backend: Backend) -> None:
 
 
 def dgrad_of(backend: Backend, values: dict) -> Tensor:
-    grad, weight, choice = backend.to(*(values[k] for k in ("grad_output", "weight", "choice")))
-    return backend.ops.multi_dilation_dgrad(grad, weight, choice, [0, 1, 2, 4], True).cpu()
+    return dgrad(backend, "tied", values)
 
 
 def wgrad_of(backend: Backend, values: dict) -> Tensor:
@@ -162,13 +218,14 @@ def test_nothing_else_is_read(backend: Backend, lowest: int) -> None:
     assert wgrad_of(backend, values).isfinite().all()
 
 
-TILES = ("implicit_gemm_kernel", "wgrad_gemm_kernel")
-DIRECT = ("multi_dilation_forward_kernel", "multi_dilation_wgrad_kernel")
+TILES = ("implicit_gemm_kernel", "round_sums_kernel", "wgrad_gemm_kernel")
+IN_PLACE = ("implicit_gemm_kernel", "implicit_gemm_kernel", "wgrad_gemm_kernel")
+DIRECT = tuple(f"multi_dilation_{which}_kernel" for which in ("forward", "dgrad", "wgrad"))
 
 
 @pytest.mark.parametrize(
     ("name", "dtype", "kernels"),
-    [("tied", torch.bfloat16, TILES), ("untied", torch.float32, TILES),
+    [("tied", torch.bfloat16, TILES), ("untied", torch.float32, IN_PLACE),
      ("tied", torch.float64, DIRECT), ("ragged", torch.float32, DIRECT)],
     ids=str,
 )  # fmt: skip
@@ -180,20 +237,23 @@ def test_the_kernels_that_run(
     values = tensors(name, dtype)
     forward(backend, name, values, "zero", None)
     assert kernels[0] in backend.emulator.text("log")
+    dgrad(backend, name, values)
+    assert kernels[1] in backend.emulator.text("log")
     _, _, side, dilations, is_tied, _, _ = CASES[name]
     backend.ops.multi_dilation_wgrad(
         values["grad_output"], values["input"], values["choice"], side, list(dilations), is_tied
     )
-    assert kernels[1] in backend.emulator.text("log")
+    assert kernels[2] in backend.emulator.text("log")
 
 
 @pytest.mark.parametrize("name", ["tied", "untied"])
 def test_same_bits_in_any_schedule(backend: Backend, name: str) -> None:
     values = tensors(name, torch.bfloat16)
-    output = forward(backend, name, values, "zero", "relu")
+    output, grad = forward(backend, name, values, "zero", "relu"), dgrad(backend, name, values)
     if backend.emulator is not None:
         backend.emulator.set(seed=9)
     assert torch.equal(forward(backend, name, values, "zero", "relu"), output)
+    assert torch.equal(dgrad(backend, name, values), grad)
 
 
 def test_no_image(backend: Backend) -> None:

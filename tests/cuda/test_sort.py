@@ -23,32 +23,22 @@ def random_keys(count: int, high: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("count", [0, 1, 31, 33, 255, 257, 2047, 2048, 2049, 9000])
 @pytest.mark.parametrize("bits", [1, 4, 9])
 def test_counting_sort(emulated: Backend, count: int, bits: int) -> None:
-    for keys in (random_keys(count, 1 << bits), torch.full((count,), (1 << bits) - 1).int()):
-        order, starts = emulated.ops.counting_sort(keys, 0, bits, None, None)
+    """Two lists in one call, the second with one bin only."""
+    last = (1 << bits) - 1
+    lists = torch.stack([random_keys(count, last + 1), torch.full((count,), last).int()])
+    orders, starts = emulated.ops.counting_sort(lists, bits)
+    for keys, order, begins in zip(lists, orders, starts, strict=True):
         assert order.tolist() == torch.sort(keys, stable=True).indices.tolist()
-        sizes = torch.bincount(keys, minlength=1 << bits)
-        assert starts.tolist() == [0, *sizes.cumsum(0).tolist()]
-
-
-def test_sorting_by_digits_sorts_by_the_key(emulated: Backend) -> None:
-    """Four passes over a chosen part of 31-bit keys; the count is on the device."""
-    keys = random_keys(3000, 2**31 - 1)
-    keys[::7] = -1  # no source: sorts last
-    items = torch.randperm(3000, generator=torch.Generator().manual_seed(1)).int()
-    chosen = items[:2500]
-    count = torch.tensor([2500], dtype=torch.int32)
-    for shift in (0, 9, 18, 27):
-        items, _ = emulated.ops.counting_sort(keys, shift, 9 if shift < 27 else 5, items, count)
-    unsigned = keys[chosen].long() & 0xFFFFFFFF
-    assert items[:2500].tolist() == chosen[torch.sort(unsigned, stable=True).indices].tolist()
+        sizes = torch.bincount(keys, minlength=last + 1)
+        assert begins.tolist() == [0, *sizes.cumsum(0).tolist()]
 
 
 def test_the_order_does_not_depend_on_the_schedule(emulated: Backend) -> None:
-    keys = random_keys(5000, 37)
-    order, _ = emulated.ops.counting_sort(keys, 0, 9, None, None)
+    keys = random_keys(5000, 37).view(1, -1)
+    order, _ = emulated.ops.counting_sort(keys, 9)
     for seed, sms in ((5, 1), (6, 7)):
         emulated.emulator.set(seed=seed, sms=sms)
-        assert torch.equal(emulated.ops.counting_sort(keys, 0, 9, None, None)[0], order)
+        assert torch.equal(emulated.ops.counting_sort(keys, 9)[0], order)
 
 
 PATTERNS = {

@@ -12,21 +12,18 @@
 namespace perfconv::cuda {
 namespace {
 
-std::tuple<Tensor, Tensor> counting_sort(const Tensor& keys, int64_t shift, int64_t bits,
-                                         const OptionalTensor& items, const OptionalTensor& count) {
-  const int64_t capacity = items ? items->numel() : keys.numel();
-  const Tensor sorted = torch::stable::new_empty(keys, {capacity}, ScalarType::Int);
-  const Tensor starts = torch::stable::new_empty(keys, {(1 << bits) + 1}, ScalarType::Int);
+std::tuple<Tensor, Tensor> counting_sort(const Tensor& keys, int64_t bits) {
+  const SortArgs shape{
+      .bits = static_cast<int>(bits), .capacity = keys.size(1), .lists = keys.size(0)};
+  const Tensor sorted = torch::stable::empty_like(keys);
+  const Tensor starts =
+      torch::stable::new_empty(keys, {shape.lists, (1 << bits) + 1}, ScalarType::Int);
   {
     DeviceCall call("counting_sort", keys);
-    const SortArgs args{.keys = call.read<uint32_t>(keys),
-                        .shift = static_cast<int>(shift),
-                        .bits = static_cast<int>(bits),
-                        .items = call.read<int32_t>(items),
-                        .count = call.read<int32_t>(count),
-                        .capacity = capacity};
+    SortArgs args = shape;
+    args.keys = call.read<uint32_t>(keys);
     call.check(launch_counting_sort(call.context(), args,
-                                    call.scratch(counting_sort_workspace(capacity, args.bits)),
+                                    call.scratch(counting_sort_workspace(args)),
                                     call.write<int32_t>(sorted), call.write<int32_t>(starts)));
   }
   return {sorted, starts};
@@ -53,9 +50,7 @@ std::tuple<Tensor, Tensor> tap_patterns(const Tensor& mask, const std::vector<in
 }  // namespace perfconv::cuda
 
 STABLE_TORCH_LIBRARY_FRAGMENT(perfconv_emulated, m) {
-  m.def(
-      "counting_sort(Tensor keys, int shift, int bits, Tensor? items, Tensor? count) "
-      "-> (Tensor sorted, Tensor starts)");
+  m.def("counting_sort(Tensor keys, int bits) -> (Tensor sorted, Tensor starts)");
   m.def(
       "tap_patterns(Tensor mask, int[2] input_size, int[2] kernel_size, int[2] stride, "
       "int[4] padding, int[2] dilation) -> (Tensor patterns, Tensor keys)");

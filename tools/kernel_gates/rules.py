@@ -78,6 +78,7 @@ RULES = (
     Rule("nearest_fill.cu", "fill_kernel<*Elements*", (r"STG\.E\.128",), (), "16 bytes at a time"),
     Rule("nearest_fill.cu", "column_kernel*", ("BAR",), (ATOMICS,), "segments by a barrier"),
     Rule("nearest_fill.cu", "*", (), (ATOMICS,), "sums in one order"),
+    Rule("branch_sums.cu", "*", (r"STG\.E.*(128|256)",), (ATOMICS, "HMMA"), "16 bytes or more"),
     Rule("multi_dilation_implicit.cu", "branch_key_kernel*", (), (ATOMICS,), "each pixel its own"),
     Rule("multi_dilation_direct.cu", "chosen_mask_kernel*", (), (ATOMICS,), "each pixel its own"),
     Rule("*_direct.cu", "*<double>", *DOUBLE, "sums in float64"),

@@ -13,6 +13,8 @@
 namespace perfconv::cuda {
 
 struct BranchRows {
+  static constexpr bool kMayAddSums = false;
+
   MultiDilationArgs args;
   SortedBranches pixels;
   int unit = 1;

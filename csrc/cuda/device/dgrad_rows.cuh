@@ -13,6 +13,8 @@
 namespace perfconv::cuda {
 
 struct DgradRows {
+  static constexpr bool kMayAddSums = true;
+
   ConvGeometry geometry;
   SortedPixels pixels;
 
@@ -32,9 +34,10 @@ struct DgradRows {
   __device__ int64_t b_offset(int) const { return 0; }
   __device__ int bias_offset(int) const { return 0; }
 
-  // Pixels that no active output reads get 0: they are the end of the sorted list.
+  // Pixels that no active output reads get 0: they are the end of the sorted list. Sums stay.
   template <class T>
   __device__ void write_others(const GemmArgs& args) const {
+    if (args.image_sums != nullptr) return;
     if (args.is_vectorised) {
       write_zeros<T, kRunSize<T>>(args);
     } else {

@@ -9,15 +9,19 @@
 namespace perfconv::cuda {
 
 struct ForwardRows {
+  static constexpr bool kMayAddSums = false;
+
   ConvGeometry geometry;
   MaskArgs mask;
   ActiveArgs active;
+  bool is_pointwise = false;  // 1x1, stride 1, no padding: a pixel is its own receptive field
 
   __device__ int count() const { return *active.count; }
 
   __device__ GatheredRow row(const GemmArgs& args, int r) const {
     const ConvGeometry& g = geometry;
     const int32_t position = active.idx[r];
+    if (is_pointwise) return {static_cast<uint32_t>(position), 1, 1, position};
     const Receptive field = receptive_field(g, position);
     uint32_t taps = 0;
     int tap = 0;

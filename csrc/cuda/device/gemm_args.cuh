@@ -28,7 +28,9 @@ struct GemmArgs {
   Epilogue epilogue;
   void* output = nullptr;      // rows of groups * columns channels
   bool is_vectorised = false;  // columns, output, bias, residual and base allow 16-byte accesses
-  float* partials = nullptr;   // sums of split tiles: gemm_workspace bytes
+  // As output, 16-byte aligned: to be added to instead. Of float32, output and residual too.
+  float* image_sums = nullptr;
+  float* partials = nullptr;  // sums of split tiles: gemm_workspace bytes
 };
 
 // One row of A as gathered. Pixels are counted modulo 2^32: a base outside the image is no pixel by

@@ -22,6 +22,7 @@
 //   int bias_offset(int r) const                    to the bias, for a tile that starts at r
 //   template <class T>
 //   void write_others(const GemmArgs&) const        outputs that are no row's target
+//   kMayAddSums                                     whether GemmArgs::image_sums may be given
 // KERNELS.md K-021 has bytes, registers and occupancy.
 #pragma once
 
@@ -132,12 +133,31 @@ __device__ __forceinline__ void multiply_steps(const StageLoader<Tile>& loader, 
   __syncthreads();  // ring free for the epilogue
 }
 
-// Finishes and stores neighbouring sums of one row, of columns `column` and following of a group.
+// Adds kRunSize neighbouring sums to an image of sums. No two blocks of a launch have the same.
 template <class T>
+__device__ __forceinline__ void add_sums(const float* sums, float* image) {
+#pragma unroll
+  for (int i = 0; i < kRunSize<T>; i += 4) {
+    auto* place = reinterpret_cast<float4*>(image + i);
+    const float4 run = *reinterpret_cast<const float4*>(sums + i);
+    float4 sum = *place;
+    sum.x += run.x, sum.y += run.y, sum.z += run.z, sum.w += run.w;
+    *place = sum;
+  }
+}
+
+// Finishes and stores neighbouring sums of one row, of columns `column` and following of a group.
+template <class T, class Rows>
 __device__ __forceinline__ void store_columns(const GemmArgs& args, const float* sums, int target,
                                               int group, int column, int bias_offset) {
   const int64_t channel = int64_t{group} * args.columns + column;
   const int64_t offset = int64_t{target} * args.columns * args.groups + channel;
+  if constexpr (Rows::kMayAddSums && sizeof(T) < sizeof(float)) {
+    if (args.image_sums != nullptr) {
+      if (column < args.columns) add_sums<T>(sums, args.image_sums + offset);
+      return;
+    }
+  }
   store_sums<T>(args.epilogue, sums, args.is_vectorised, channel + bias_offset,
                 int64_t{group + 1} * args.columns + bias_offset, offset, args.output);
 }
@@ -167,7 +187,7 @@ __device__ __forceinline__ void for_each_run(const Sums<Tile>& sums, unsigned ch
 }
 
 // The sums of a unit to the output, or to the workspace where tiles are split.
-template <class Tile>
+template <class Tile, class Rows>
 __device__ __forceinline__ void store_unit(const GemmArgs& args, const TileGrid& grid,
                                            int64_t number, const RowTable<Tile::kRows>& table,
                                            const Sums<Tile>& sums, unsigned char* ring,
@@ -180,7 +200,8 @@ __device__ __forceinline__ void store_unit(const GemmArgs& args, const TileGrid&
     if (!is_split) {
       const int target = table.target[row];
       if (target < 0) return;
-      store_columns<T>(args, run, target, unit.group, unit.column + column, table.bias_offset);
+      store_columns<T, Rows>(args, run, target, unit.group, unit.column + column,
+                             table.bias_offset);
       return;
     }
     float* place = partials + row * Tile::kColumns + column;
@@ -217,7 +238,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kMinBlocks)
       const StageLoader<Tile> loader(args, table, a, b, unit.column);
       multiply_steps<Tile>(loader, taps, first, last, ring, warp_row, warp_column, sums);
     }
-    store_unit<Tile>(args, grid, number, table, sums, ring, warp_row, warp_column);
+    store_unit<Tile, Rows>(args, grid, number, table, sums, ring, warp_row, warp_column);
     __syncthreads();  // table and ring may be overwritten
   }
 }
@@ -246,7 +267,7 @@ __global__ void __launch_bounds__(kFinishThreads, kFinishBlocks)
     if (unit.row + row >= count) continue;
     const int target = rows.row(args, unit.row + row).target;
     if (target < 0) continue;
-    float sums[kSize] = {};
+    alignas(16) float sums[kSize] = {};
     for (int part = 0; part < grid.parts; ++part) {
       const float* place = args.partials +
                            ((tile * grid.parts + part) * Tile::kRows + row) * Tile::kColumns +
@@ -254,8 +275,8 @@ __global__ void __launch_bounds__(kFinishThreads, kFinishBlocks)
 #pragma unroll
       for (int j = 0; j < kSize; ++j) sums[j] += place[j];
     }
-    store_columns<T>(args, sums, target, unit.group, unit.column + column,
-                     rows.bias_offset(unit.row));
+    store_columns<T, Rows>(args, sums, target, unit.group, unit.column + column,
+                           rows.bias_offset(unit.row));
   }
 }
 

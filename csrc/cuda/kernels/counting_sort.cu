@@ -1,14 +1,15 @@
-// Stable counting sort of items by one digit of their keys: at most 512 bins, three kernels.
+// Stable counting sort of items by their keys: at most 512 bins, three kernels for any number of
+// lists of the same length.
 //
-// The list is cut into sections of neighbouring items, a block each.
+// A list is cut into sections of neighbouring items, a block each; blocks along y take the lists.
 //   sort_count_kernel  how many items of each bin a section has
 //   sort_scan_kernel   block = bin: adds up the sections before each section, and the bin's total
 //   sort_write_kernel  rank of an item = bins before its own + sections before its own + warps
-//   before
-//                 its own + earlier items of its warp, which one ballot of equal digits counts
-//   workspace: int32 counts[bins][sections], totals[bins]; shared (write): 8 x 512 + 512 counters
-// The only atomics count into shared memory, so the order is a pure function of the keys. Sorting
-// by the digits of a long key, lowest first, sorts by the whole key.
+//                      before its own + earlier items of its warp, which one ballot of equal keys
+//                      counts
+//   workspace: int32 totals[lists][bins], counts[lists][bins][sections]
+//   shared (write): 8 x 512 + 512 counters
+// The only atomics count into shared memory, so the order is a pure function of the keys.
 #include "cuda/device/block_scan.cuh"
 #include "cuda/device/grid.cuh"
 #include "cuda/kernels/launch.h"
@@ -39,43 +40,52 @@ Sections cut(int64_t capacity) {
   return {items, static_cast<int>(ceil_div(capacity, items))};
 }
 
-struct Digits {
-  SortArgs sort;
-  int64_t section_items;
-  int sections;
+// One list, that of the block, and what the workspace keeps for it.
+struct List {
+  const uint32_t* keys;
+  int32_t* totals;
+  int32_t* counts;
+};
 
-  __device__ int64_t count() const { return sort.count == nullptr ? sort.capacity : *sort.count; }
-  __device__ int32_t item(int64_t i) const {
-    return sort.items == nullptr ? static_cast<int32_t>(i) : sort.items[i];
+struct SortPlan {
+  SortArgs sort;
+  Sections sections;
+  int32_t* workspace;
+
+  __device__ int bins() const { return 1 << sort.bits; }
+  __device__ List list() const {
+    const int64_t number = blockIdx.y;
+    return {sort.keys + number * sort.capacity, workspace + number * bins(),
+            workspace + (int64_t{gridDim.y} + number * sections.count) * bins()};
   }
-  __device__ int digit(int32_t item) const {
-    return static_cast<int>(sort.keys[item] >> sort.shift & ((1u << sort.bits) - 1));
+  __device__ int64_t end(int64_t begin, int64_t items) const {
+    return begin + items < sort.capacity ? begin + items : sort.capacity;
   }
 };
 
 __global__ void __launch_bounds__(kThreads)
-    sort_count_kernel(const __grid_constant__ Digits digits, int32_t* __restrict__ counts) {
+    sort_count_kernel(const __grid_constant__ SortPlan plan) {
   __shared__ int histogram[kMostBins];
-  const int bins = 1 << digits.sort.bits;
-  for (int bin = threadIdx.x; bin < bins; bin += kThreads) histogram[bin] = 0;
+  const List list = plan.list();
+  for (int bin = threadIdx.x; bin < plan.bins(); bin += kThreads) histogram[bin] = 0;
   __syncthreads();  // counters are zero
-  const int64_t begin = blockIdx.x * digits.section_items;
-  const int64_t count = digits.count();
-  const int64_t end = begin + digits.section_items < count ? begin + digits.section_items : count;
-  for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) {
-    atomicAdd(&histogram[digits.digit(digits.item(i))], 1);
-  }
+  const int64_t begin = blockIdx.x * plan.sections.items;
+  const int64_t end = plan.end(begin, plan.sections.items);
+  for (int64_t i = begin + threadIdx.x; i < end; i += kThreads)
+    atomicAdd(&histogram[list.keys[i]], 1);
   __syncthreads();  // counters are final
-  for (int bin = threadIdx.x; bin < bins; bin += kThreads) {
-    counts[int64_t{bin} * digits.sections + blockIdx.x] = histogram[bin];
+  for (int bin = threadIdx.x; bin < plan.bins(); bin += kThreads) {
+    list.counts[int64_t{bin} * plan.sections.count + blockIdx.x] = histogram[bin];
   }
 }
 
 // counts[bin][s] becomes the sum over the sections before s.
 __global__ void __launch_bounds__(kThreads)
-    sort_scan_kernel(int sections, int32_t* __restrict__ counts, int32_t* __restrict__ totals) {
+    sort_scan_kernel(const __grid_constant__ SortPlan plan) {
   __shared__ int warp_sums[kWarps];
-  int32_t* row = counts + int64_t{blockIdx.x} * sections;
+  const List list = plan.list();
+  const int sections = plan.sections.count;
+  int32_t* row = list.counts + int64_t{blockIdx.x} * sections;
   const int first = static_cast<int>(threadIdx.x) * kScanned;
   int own[kScanned];
   int sum = 0;
@@ -91,7 +101,7 @@ __global__ void __launch_bounds__(kThreads)
     if (first + i < sections) row[first + i] = before;
     before += own[i];
   }
-  if (threadIdx.x == 0) totals[blockIdx.x] = scan.total;
+  if (threadIdx.x == 0) list.totals[blockIdx.x] = scan.total;
 }
 
 // Where the bins begin, in shared memory; starts (bins + 1 entries) may be null.
@@ -110,29 +120,28 @@ __device__ __forceinline__ void find_starts(const int32_t* totals, int bins, int
 }
 
 __global__ void __launch_bounds__(kThreads)
-    sort_write_kernel(const __grid_constant__ Digits digits, const int32_t* __restrict__ counts,
-                      const int32_t* __restrict__ totals, int32_t* __restrict__ sorted,
+    sort_write_kernel(const __grid_constant__ SortPlan plan, int32_t* __restrict__ sorted,
                       int32_t* __restrict__ starts) {
   __shared__ int next[kWarps][kMostBins];  // first the counts of a warp, then where it writes next
   __shared__ int bin_starts[kMostBins];
   __shared__ int warp_sums[kWarps];
-  const int bins = 1 << digits.sort.bits;
+  const List list = plan.list();
+  const int bins = plan.bins();
+  sorted += blockIdx.y * plan.sort.capacity;
+  if (starts != nullptr) starts += blockIdx.y * (int64_t{bins} + 1);
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   for (int bin = lane; bin < bins; bin += 32) next[warp][bin] = 0;
-  find_starts(totals, bins, bin_starts, warp_sums, starts);
+  find_starts(list.totals, bins, bin_starts, warp_sums, starts);
   __syncthreads();  // counters are zero, starts readable
 
-  const int64_t share = digits.section_items / kWarps;
-  const int64_t begin = blockIdx.x * digits.section_items + warp * share;
-  const int64_t count = digits.count();
-  const int64_t end = begin + share < count ? begin + share : count;
-  for (int64_t i = begin + lane; i < end; i += 32) {
-    atomicAdd(&next[warp][digits.digit(digits.item(i))], 1);
-  }
+  const int64_t share = plan.sections.items / kWarps;
+  const int64_t begin = blockIdx.x * plan.sections.items + warp * share;
+  const int64_t end = plan.end(begin, share);
+  for (int64_t i = begin + lane; i < end; i += 32) atomicAdd(&next[warp][list.keys[i]], 1);
   __syncthreads();  // counts of the warps readable
   for (int bin = threadIdx.x; bin < bins; bin += kThreads) {
-    int place = bin_starts[bin] + counts[int64_t{bin} * digits.sections + blockIdx.x];
+    int place = bin_starts[bin] + list.counts[int64_t{bin} * plan.sections.count + blockIdx.x];
     for (int w = 0; w < kWarps; ++w) {
       const int own = next[w][bin];
       next[w][bin] = place;
@@ -143,23 +152,23 @@ __global__ void __launch_bounds__(kThreads)
 
   for (int64_t first = begin; first < end; first += 32) {
     const bool is_item = first + lane < end;
-    const int32_t item = is_item ? digits.item(first + lane) : 0;
-    const int digit = is_item ? digits.digit(item) : kMostBins;
-    const unsigned equals = __match_any_sync(~0u, digit);
+    const int key = is_item ? static_cast<int>(list.keys[first + lane]) : kMostBins;
+    const unsigned equals = __match_any_sync(~0u, key);
     const int earlier = __popc(equals & ((1u << lane) - 1));
     int place = 0;
-    if (is_item) place = next[warp][digit];
+    if (is_item) place = next[warp][key];
     __syncwarp();  // every lane has read its place
-    if (is_item && earlier == 0) next[warp][digit] = place + __popc(equals);
+    if (is_item && earlier == 0) next[warp][key] = place + __popc(equals);
     __syncwarp();  // places of the next round readable
-    if (is_item) sorted[place + earlier] = item;
+    if (is_item) sorted[place + earlier] = static_cast<int32_t>(first + lane);
   }
 }
 
 }  // namespace
 
-int64_t counting_sort_workspace(int64_t capacity, int bits) {
-  return ((int64_t{cut(capacity).count} + 1) << bits) * static_cast<int64_t>(sizeof(int32_t));
+int64_t counting_sort_workspace(const SortArgs& args) {
+  return (args.lists * (int64_t{cut(args.capacity).count} + 1) << args.bits) *
+         static_cast<int64_t>(sizeof(int32_t));
 }
 
 cudaError_t launch_counting_sort(const LaunchContext& context, const SortArgs& args,
@@ -167,18 +176,16 @@ cudaError_t launch_counting_sort(const LaunchContext& context, const SortArgs& a
   const unsigned bins = 1u << args.bits;
   const Sections sections = cut(args.capacity);
   if (sections.count == 0) {
-    return starts == nullptr
-               ? cudaSuccess
-               : cudaMemsetAsync(starts, 0, (bins + 1) * sizeof(int32_t), context.stream);
+    return starts == nullptr ? cudaSuccess
+                             : cudaMemsetAsync(starts, 0, args.lists * (bins + 1) * sizeof(int32_t),
+                                               context.stream);
   }
-  const auto blocks = static_cast<unsigned>(sections.count);
-  auto* totals = static_cast<int32_t*>(workspace);
-  int32_t* counts = totals + bins;
-  const Digits digits{args, sections.items, sections.count};
-  sort_count_kernel<<<blocks, kThreads, 0, context.stream>>>(digits, counts);
-  sort_scan_kernel<<<bins, kThreads, 0, context.stream>>>(sections.count, counts, totals);
-  sort_write_kernel<<<blocks, kThreads, 0, context.stream>>>(digits, counts, totals, sorted,
-                                                             starts);
+  const auto lists = static_cast<unsigned>(args.lists);
+  const dim3 blocks(static_cast<unsigned>(sections.count), lists);
+  const SortPlan plan{args, sections, static_cast<int32_t*>(workspace)};
+  sort_count_kernel<<<blocks, kThreads, 0, context.stream>>>(plan);
+  sort_scan_kernel<<<dim3(bins, lists), kThreads, 0, context.stream>>>(plan);
+  sort_write_kernel<<<blocks, kThreads, 0, context.stream>>>(plan, sorted, starts);
   return cudaGetLastError();
 }
 

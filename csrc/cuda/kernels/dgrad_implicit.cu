@@ -4,6 +4,7 @@
 // The kernel is device/implicit_gemm.cuh. Its rows come sorted by tap pattern (counting_sort.cu,
 // tap_patterns.cu), and a tile skips the taps that none of its rows has: what it multiplies beyond
 // the exact MACs is 1.05 to 1.5 times them (K-020), with every sum in one order and written once.
+// The branches of a multi-dilation convolution take turns in adding to an image of sums.
 #include "cuda/device/dgrad_rows.cuh"
 #include "cuda/device/gemm_choice.cuh"
 #include "cuda/kernels/launch.h"
@@ -33,6 +34,11 @@ GemmArgs gemm_args(const GradArgs& args) {
     gemm.delta[tap] = static_cast<int32_t>(row * g.out_width + column);
   }
   gemm.output = args.result;
+  gemm.image_sums = args.sums;
+  if (args.sums != nullptr && args.storage == StorageType::kFloat) {
+    gemm.output = args.sums;
+    gemm.epilogue.residual = args.sums;
+  }
   gemm.is_vectorised = is_vectorised(args.storage, gemm);
   gemm.partials = static_cast<float*>(args.workspace);
   return gemm;

@@ -36,6 +36,10 @@ GemmArgs gemm_args(const ForwardArgs& args) {
   return gemm;
 }
 
+bool is_pointwise(const ConvGeometry& g) {
+  return g.taps() == 1 && g.stride_h == 1 && g.stride_w == 1 && g.pad_top == 0 && g.pad_left == 0;
+}
+
 template <class Function>
 auto visit_tile(const LaunchContext& context, const ForwardArgs& args, const GemmArgs& gemm,
                 Function function) {
@@ -54,7 +58,7 @@ int64_t forward_implicit_workspace(const LaunchContext& context, const ForwardAr
 }
 
 cudaError_t launch_forward_implicit(const LaunchContext& context, const ForwardArgs& args) {
-  const ForwardRows rows{args.geometry, args.mask, args.active};
+  const ForwardRows rows{args.geometry, args.mask, args.active, is_pointwise(args.geometry)};
   const GemmArgs gemm = gemm_args(args);
   return visit_tile(context, args, gemm, [&](auto tag) {
     using Tile = typename decltype(tag)::Type;

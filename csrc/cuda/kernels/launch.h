@@ -190,6 +190,8 @@ struct GradArgs {
   ActiveArgs active;
   void* workspace = nullptr;
   void* result = nullptr;  // dgrad: (N, H, W, C_in); wgrad: (C_out, C_in / groups, K_h, K_w)
+  // launch_dgrad_implicit: (N, H, W, C_in), to which it adds the gradient instead of writing result
+  float* sums = nullptr;
 };
 
 cudaError_t launch_dgrad_direct(const LaunchContext& context, const GradArgs& args);
@@ -248,19 +250,16 @@ cudaError_t launch_finish_rows(const LaunchContext& context, const ForwardArgs& 
 // ---- sorting
 // -------------------------------------------------------------------------------------
 
-// Items ordered by the digit keys[item] >> shift & (2^bits - 1), equal ones as they came.
+// The places 0, 1, 2, ... of each list ordered by their keys, equal ones as they are.
 struct SortArgs {
-  const uint32_t* keys = nullptr;
-  int shift = 0;
+  const uint32_t* keys = nullptr;  // (lists, capacity), below 2^bits
   int bits = 9;                    // 9 at most
-  const int32_t* items = nullptr;  // (capacity,); null: 0, 1, 2, ...
-  const int32_t* count = nullptr;  // (1,) on the device; null: capacity
   int64_t capacity = 0;
+  int64_t lists = 1;  // 65535 at most
 };
 
-// sorted (capacity,), not the items themselves; starts (2^bits + 1,), where the digits begin, may
-// be null.
-int64_t counting_sort_workspace(int64_t capacity, int bits);
+// sorted (lists, capacity); starts (lists, 2^bits + 1), where the keys begin, may be null.
+int64_t counting_sort_workspace(const SortArgs& args);
 cudaError_t launch_counting_sort(const LaunchContext& context, const SortArgs& args,
                                  void* workspace, int32_t* sorted, int32_t* starts);
 
@@ -318,6 +317,18 @@ cudaError_t launch_multi_dilation_dgrad(const LaunchContext& context,
                                         const MultiDilationArgs& args);
 cudaError_t launch_multi_dilation_wgrad(const LaunchContext& context,
                                         const MultiDilationArgs& args);
+
+// The input gradient by tiles, a branch after the other: launch_dgrad_implicit of each branch adds
+// to sums (N, H, W, C_in), which start with what is copied. For problems without a refusal.
+// patterns, keys (branches, N * H * W): of launch_tap_patterns, for each branch; no tap where a
+// branch copies.
+cudaError_t launch_branch_patterns(const LaunchContext& context, const MultiDilationArgs& args,
+                                   uint32_t* patterns, uint32_t* keys);
+cudaError_t launch_start_sums(const LaunchContext& context, const MultiDilationArgs& args,
+                              float* sums);
+// args.output = the sums, rounded.
+cudaError_t launch_round_sums(const LaunchContext& context, const MultiDilationArgs& args,
+                              const float* sums);
 
 // mask[p] = 1 where choice[p] is a branch, else 0.
 cudaError_t launch_chosen_mask(const LaunchContext& context, const int32_t* choice, int branches,
