@@ -265,7 +265,7 @@ def test_found_by_the_order_of_layers_whatever_their_names() -> None:
         (lambda b: b.add_module("more", nn.MaxPool2d(2)), "it has a further layer more, a MaxPool"),
         (lambda b: b.se.add_module("act", nn.Softplus()), "its squeeze-excite has a layer se.act"),
         (lambda b: setattr(b, "conv2", nn.Conv2d(8, 8, 2)), "its forward fails on an image"),
-        (lambda b: setattr(b, "forward", b.bn3), "does not compute shortcut + branch with these"),
+        (lambda b: setattr(b, "forward", torch.relu), "does not compute shortcut + branch"),
         (
             lambda b: setattr(b, "conv3", nn.Conv2d(8, 4, 3)),
             "after its squeeze-excite is not a 1x1",
