@@ -49,11 +49,11 @@ class Variant(NamedTuple):
 
 VARIANTS = (
     Variant("T4, T5 baseline", builders.baseline_resnet50, {}),
-    Variant("T4 MP@Res3", builders.multi_pool_res3_resnet50, {}),
-    Variant("T4 MP@Res4", builders.multi_pool_res4_resnet50, {}),
-    Variant("T4 MP@Res5, T5-T7 w-Avg.", builders.multi_pool_res5_resnet50, {}),
-    Variant("T4 MP@Res6", builders.multi_pool_res6_resnet50, {}),
-    Variant("T5-T7 PAG", builders.multi_pool_res5_resnet50, {"weighting": "pag"}),
+    Variant("T4 MP@Res3", builders.multi_pool_resnet50, {"at": "res3"}),
+    Variant("T4 MP@Res4", builders.multi_pool_resnet50, {"at": "res4"}),
+    Variant("T4 MP@Res5, T5-T7 w-Avg.", builders.multi_pool_resnet50, {}),
+    Variant("T4 MP@Res6", builders.multi_pool_resnet50, {"at": "res6"}),
+    Variant("T5-T7 PAG", builders.multi_pool_resnet50, {"weighting": "pag"}),
     Variant("T8 PAG", builders.pag_resnet50, {}),
     Variant("T8 PAG, F3 dense", builders.pag_resnet50, {"perforate_f3": False}),
     Variant("16 gates, no pool", builders.gated_resnet50, {}),

@@ -73,48 +73,21 @@ def baseline_resnet50(
     return _parser(trunk or resnet_trunk(50), classes, tasks)
 
 
-def multi_pool_res3_resnet50(
+def multi_pool_resnet50(
     classes: int = 40,
     *,
+    at: str = "res5",
     weighting: str = "attention",
     tasks: Sequence[str] = SEGMENTATION,
     trunk: ResNet | None = None,
 ) -> SceneParser:
-    """MP@Res3: the second bottleneck of res3 has a :class:`MultiDilationPool` for its 3x3."""
-    return _with_pool("res3", weighting, classes, tasks, trunk)
+    """MP@Res3 to MP@Res6 without gates: a :class:`MultiDilationPool` as ``insert_pool`` puts it.
 
-
-def multi_pool_res4_resnet50(
-    classes: int = 40,
-    *,
-    weighting: str = "attention",
-    tasks: Sequence[str] = SEGMENTATION,
-    trunk: ResNet | None = None,
-) -> SceneParser:
-    """MP@Res4: the second bottleneck of res4 has a :class:`MultiDilationPool` for its 3x3."""
-    return _with_pool("res4", weighting, classes, tasks, trunk)
-
-
-def multi_pool_res5_resnet50(
-    classes: int = 40,
-    *,
-    weighting: str = "attention",
-    tasks: Sequence[str] = SEGMENTATION,
-    trunk: ResNet | None = None,
-) -> SceneParser:
-    """MP@Res5, the deck's choice: "attention" is its w-Avg., "pag" its PAG without gates."""
-    return _with_pool("res5", weighting, classes, tasks, trunk)
-
-
-def multi_pool_res6_resnet50(
-    classes: int = 40,
-    *,
-    weighting: str = "attention",
-    tasks: Sequence[str] = SEGMENTATION,
-    trunk: ResNet | None = None,
-) -> SceneParser:
-    """MP@Res6: a :class:`MultiDilationPool` on top of res6."""
-    return _with_pool("res6", weighting, classes, tasks, trunk)
+    "attention" is the deck's w-Avg., "pag" its PAG; res5 its choice.
+    """
+    trunk = trunk or resnet_trunk(50, res6_channels=512 if at == "res6" else None)
+    insert_pool(trunk, at, weighting=weighting)
+    return _parser(trunk, classes, tasks)
 
 
 # ---- pixel-wise attentional gating, and its baselines --------------------------------------------
@@ -324,14 +297,6 @@ def _blocks(trunk: ResNet) -> list[tuple[nn.Sequential, int, nn.Module]]:
 
 def _parser(trunk: ResNet, classes: int, tasks: Sequence[str]) -> SceneParser:
     return SceneParser(trunk, make_heads(trunk.feature_info, tasks, classes=classes))
-
-
-def _with_pool(
-    at: str, weighting: str, classes: int, tasks: Sequence[str], trunk: ResNet | None
-) -> SceneParser:
-    trunk = trunk or resnet_trunk(50, res6_channels=512 if at == "res6" else None)
-    insert_pool(trunk, at, weighting=weighting)
-    return _parser(trunk, classes, tasks)
 
 
 def _pag(

@@ -59,7 +59,7 @@ def stage_geometry(output_stride: int) -> list[StageGeometry]:
 
 
 class BasicBlock(nn.Module):
-    """3x3, 3x3 and a shortcut."""
+    """3x3, 3x3 and a shortcut; without a 1x1, ``stride_in_1x1`` changes nothing."""
 
     expansion = 1
 

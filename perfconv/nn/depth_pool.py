@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from perfconv.nn.batch_norm import freeze_statistics
 from perfconv.nn.depth_bins import NYUV2, DepthBins, hard_bins, soft_bins
 from perfconv.nn.depth_branch import DepthBranch, DepthPrediction
-from perfconv.nn.dilation_branches import DilationBranches, FusedBranches
+from perfconv.nn.dilation_branches import BranchPool, DilationBranches
 from perfconv.nn.dilation_pool import weighted_sum
 from perfconv.nn.scale_gate import ScaleGate
 
@@ -26,7 +25,7 @@ class DepthPooled(NamedTuple):
     depth: DepthPrediction | None  # with predicted depth
 
 
-class DepthAwarePool(nn.Module):
+class DepthAwarePool(BranchPool):
     """The sum over dilations of w_k * ReLU(BN_k(conv3x3 of dilation d_k)).
 
     ``weighting`` says where the w_k come from: "true_depth", the bins of a given depth map;
@@ -70,11 +69,10 @@ class DepthAwarePool(nn.Module):
         gate: ScaleGate | None = None,
         batch_norm: str = "active",
     ) -> None:
-        super().__init__()
+        super().__init__(DilationBranches(channels, dilations, tied=tied), batch_norm)
         for argument, value, allowed in (
             ("weighting", weighting, DEPTH_WEIGHTINGS),
             ("assignment", assignment, ASSIGNMENTS),
-            ("batch_norm", batch_norm, ("frozen", "active")),
         ):
             if value not in allowed:
                 raise ValueError(
@@ -92,21 +90,12 @@ class DepthAwarePool(nn.Module):
                 f"{bins.bins}. Give thresholds for each dilation."
             )
         self.weighting, self.assignment = weighting, assignment
-        self.batch_norm = batch_norm
         self.bins = bins
-        self.branches: DilationBranches | FusedBranches = DilationBranches(
-            channels, dilations, tied=tied
-        )
         self.depth_branch = self.gate = None
         if weighting == "predicted_depth":
             self.depth_branch = depth_branch or DepthBranch(channels, len(dilations))
         elif weighting == "attention":
             self.gate = gate or ScaleGate(channels, len(dilations))
-        self._freeze()
-
-    @property
-    def dilations(self) -> tuple[int, ...]:
-        return self.branches.dilations
 
     def forward(
         self, input: Tensor, depth: Tensor | None = None, *, depth_features: Tensor | None = None
@@ -168,21 +157,6 @@ class DepthAwarePool(nn.Module):
             device=input.device,
         ).scatter(1, choice, 1.0)
         return weighted_sum(self.branches.maps(input, choice), hard)
-
-    def fuse_branches(self) -> None:
-        """Folds BatchNorm into the branches, for inference; ``perfconv.fuse`` calls this."""
-        if isinstance(self.branches, DilationBranches):
-            self.branches = self.branches.fused().train(self.training)
-
-    def train(self, mode: bool = True) -> "DepthAwarePool":
-        """As ever, but frozen BatchNorms of the branches stay in evaluation mode."""
-        super().train(mode)
-        self._freeze()
-        return self
-
-    def _freeze(self) -> None:
-        if self.batch_norm == "frozen":
-            freeze_statistics(self.branches)
 
     def extra_repr(self) -> str:
         return f"weighting={self.weighting!r}, assignment={self.assignment!r}"

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from perfconv.nn.batch_norm import folded, is_foldable, normalized
+from perfconv.nn.batch_norm import folded, freeze_statistics, is_foldable, normalized
 from perfconv.nn.conv import version
 from perfconv.ops.multi_dilation import multi_dilation_conv2d
 from perfconv.ops.pack import pack_weight
@@ -194,6 +194,45 @@ class FusedBranches(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.weight.size(-3)}, dilations={self.dilations}"
+
+
+class BranchPool(nn.Module):
+    """What pools over dilations share: branches, which ``fuse`` folds, and their BatchNorms.
+
+    Args:
+        branches: of the pool.
+        batch_norm: "frozen", statistics of evaluation always; or "active".
+    """
+
+    def __init__(self, branches: DilationBranches, batch_norm: str) -> None:
+        super().__init__()
+        if batch_norm not in ("frozen", "active"):
+            raise ValueError(
+                f"{type(self).__name__}: batch_norm must be one of 'frozen', 'active', got "
+                f"{batch_norm!r}. Choose one of these."
+            )
+        self.batch_norm = batch_norm
+        self.branches: DilationBranches | FusedBranches = branches
+        self._freeze()
+
+    @property
+    def dilations(self) -> tuple[int, ...]:
+        return self.branches.dilations
+
+    def fuse_branches(self) -> None:
+        """Folds BatchNorm into the branches, for inference; ``perfconv.fuse`` calls this."""
+        if isinstance(self.branches, DilationBranches):
+            self.branches = self.branches.fused().train(self.training)
+
+    def train(self, mode: bool = True) -> "BranchPool":
+        """As ever, but frozen BatchNorms of the branches stay in evaluation mode."""
+        super().train(mode)
+        self._freeze()
+        return self
+
+    def _freeze(self) -> None:
+        if self.batch_norm == "frozen":
+            freeze_statistics(self.branches)
 
 
 def check_dilations(module: str, dilations: Sequence[int]) -> None:

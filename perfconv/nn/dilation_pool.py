@@ -5,15 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from perfconv.nn.batch_norm import freeze_statistics
-from perfconv.nn.dilation_branches import DilationBranches, FusedBranches
+from perfconv.nn.dilation_branches import BranchPool, DilationBranches
 from perfconv.nn.gated_block import EXECUTIONS
 from perfconv.nn.scale_gate import ScaleChoice, ScaleGate
 
 POOL_WEIGHTINGS = ("pag", "attention", "average")
 
 
-class MultiDilationPool(nn.Module):
+class MultiDilationPool(BranchPool):
     """The sum over dilations of a_k * B_k, B_k = ReLU(BN(conv3x3 of dilation d_k)), B_0 the input.
 
     ``weighting`` says what the a_k are: "pag", one-hot per pixel, chosen by a :class:`ScaleGate`;
@@ -55,11 +54,10 @@ class MultiDilationPool(nn.Module):
         execution: str = "auto",
         batch_norm: str = "frozen",
     ) -> None:
-        super().__init__()
+        super().__init__(DilationBranches(channels, dilations, tied=tied), batch_norm)
         for argument, value, allowed in (
             ("weighting", weighting, POOL_WEIGHTINGS),
             ("execution", execution, EXECUTIONS),
-            ("batch_norm", batch_norm, ("frozen", "active")),
         ):
             if value not in allowed:
                 raise ValueError(
@@ -68,13 +66,8 @@ class MultiDilationPool(nn.Module):
                 )
         self.weighting = weighting
         self.execution = execution
-        self.batch_norm = batch_norm
-        self.branches: DilationBranches | FusedBranches = DilationBranches(
-            channels, dilations, tied=tied
-        )
         has_gate = weighting != "average"
         self.gate = gate or ScaleGate(channels, len(dilations)) if has_gate else None
-        self._freeze()
 
     @classmethod
     def from_conv(
@@ -107,11 +100,8 @@ class MultiDilationPool(nn.Module):
         assert isinstance(pool.branches, DilationBranches)
         pool.to(conv.weight.device, conv.weight.dtype)
         pool.branches.copy_from(conv, norm)
-        return pool.train(conv.training)
-
-    @property
-    def dilations(self) -> tuple[int, ...]:
-        return self.branches.dilations
+        pool.train(conv.training)
+        return pool
 
     def forward(self, input: Tensor) -> Tensor:
         """The pooled features of ``input`` (N, C, H, W), the same shape."""
@@ -138,21 +128,6 @@ class MultiDilationPool(nn.Module):
         with torch.no_grad():
             maps = self.branches.maps(input)
         return output + weighted_sum(maps, chosen.hard - chosen.hard.detach())
-
-    def fuse_branches(self) -> None:
-        """Folds BatchNorm into the branches, for inference; ``perfconv.fuse`` calls this."""
-        if isinstance(self.branches, DilationBranches):
-            self.branches = self.branches.fused().train(self.training)
-
-    def train(self, mode: bool = True) -> "MultiDilationPool":
-        """As ever, but frozen BatchNorms of the branches stay in evaluation mode."""
-        super().train(mode)
-        self._freeze()
-        return self
-
-    def _freeze(self) -> None:
-        if self.batch_norm == "frozen":
-            freeze_statistics(self.branches)
 
     def extra_repr(self) -> str:
         text = f"weighting={self.weighting!r}"

@@ -102,7 +102,7 @@ def variants() -> list:
 @pytest.mark.parametrize("variant", variants(), ids=lambda variant: variant.call)
 def test_a_training_step_and_a_prediction(variant) -> None:
     name = variant.builder.__name__
-    needs_res6 = "depth" in name or "res6" in name
+    needs_res6 = "depth" in name or variant.options.get("at") == "res6"
     trunk = narrow_trunk(16 if needs_res6 else None)
     options = dict(variant.options)
     if "dropped" in options:
