@@ -21,31 +21,33 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from gates import GivenGate, read_bandwidth
+from gated_models import GivenGate, fold_batch_norms, read_bandwidth
 from problems import BlockProblem, block_problems, quick_block_problems
 from results_file import ResultsFile
 from timing import cold_ms, commit, compare, environment, fastest
 from torch import Tensor, nn
 
 import perfconv
+from perfconv.models.resnet import Bottleneck
 from perfconv.nn import GatedBottleneck
 
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
-class Bottleneck(nn.Module):
-    """A plain one, without BatchNorm: it is folded already."""
+def plain_block(problem: BlockProblem) -> Bottleneck:
+    """With a branch that hardly adds to its input: blocks in place run many times."""
+    block = Bottleneck(problem.channels, problem.channels // 4, dilation=problem.dilation)
+    nn.init.constant_(block.bn3.weight, 1e-3)
+    return block.eval().requires_grad_(False).to(getattr(torch, problem.dtype))
 
-    def __init__(self, channels: int, dilation: int) -> None:
+
+class DenseBottleneck(nn.Module):
+    """The same with BatchNorm folded and everything else in place."""
+
+    def __init__(self, block: Bottleneck) -> None:
         super().__init__()
-        inner = channels // 4
-        self.conv1 = nn.Conv2d(channels, inner, 1)
-        self.conv2 = nn.Conv2d(inner, inner, 3, padding=dilation, dilation=dilation)
-        self.conv3 = nn.Conv2d(inner, channels, 1)
-        self.bn1, self.bn2, self.bn3 = nn.Identity(), nn.Identity(), nn.Identity()
-        with torch.no_grad():  # in-place runs repeat: the input must hardly grow
-            self.conv3.weight.mul_(1e-3)
-            self.conv3.bias.mul_(1e-3)
+        folded = fold_batch_norms(copy.deepcopy(block))
+        self.conv1, self.conv2, self.conv3 = folded.conv1, folded.conv2, folded.conv3
 
     def forward(self, input: Tensor) -> Tensor:
         features = F.relu_(self.conv1(input))
@@ -59,15 +61,14 @@ class Case:
     def __init__(self, problem: BlockProblem, with_compile: bool) -> None:
         torch.manual_seed(problem.seed)
         dtype = getattr(torch, problem.dtype)
-        plain = Bottleneck(problem.channels, problem.dilation).eval().requires_grad_(False)
-        plain = plain.to(dtype)
+        plain = plain_block(problem)
         image = torch.rand(1, problem.channels, problem.height, problem.width).to(dtype)
         self.problem = problem
         self.mask = problem.mask()
         self.inputs = {name: image.to(memory_format=kind) for name, kind in LAYOUTS.items()}
         self.dense = {}
         for name, kind in LAYOUTS.items():
-            model = copy.deepcopy(plain).to(memory_format=kind)
+            model = DenseBottleneck(plain).to(memory_format=kind)
             self.dense[name] = lambda model=model, name=name: model(self.inputs[name])
             if with_compile:
                 compiled = torch.compile(model)

@@ -18,12 +18,11 @@ import sys
 from pathlib import Path
 
 import torch
-from gates import GivenGate
+from gated_models import GivenGate, fold_batch_norms
 from problems import mask_of_size
 from results_file import ResultsFile
 from timing import commit, compare, environment, fastest
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import perfconv
 from perfconv.models.resnet import Bottleneck, ResNet
@@ -46,18 +45,6 @@ class Trunk(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.layers(images)["res5"]
-
-
-def fold_batch_norms(model: nn.Module) -> nn.Module:
-    """Convolution and BatchNorm by torch's own means, in place."""
-    pairs = [("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("0", "1")]
-    for module in model.modules():
-        for conv, norm in pairs:
-            layers = getattr(module, conv, None), getattr(module, norm, None)
-            if isinstance(layers[1], nn.BatchNorm2d):
-                setattr(module, conv, fuse_conv_bn_eval(*layers))
-                setattr(module, norm, nn.Identity())
-    return model
 
 
 class Case:

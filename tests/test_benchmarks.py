@@ -20,8 +20,8 @@ def scripts(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
     threads = torch.get_num_threads()
     names = (
-        "problems", "timing", "timing_cuda", "results_file", "gates", "bench_conv", "bench_cuda",
-        "bench_block", "bench_network", "report",
+        "problems", "timing", "timing_cuda", "results_file", "gated_models", "bench_conv",
+        "bench_cuda", "bench_block", "bench_network", "report",
     )  # fmt: skip
     loaded = {}
     for name in names:

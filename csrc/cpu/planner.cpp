@@ -38,7 +38,8 @@ const ShapeClass& shape_class(const ConvGeometry& g) {
 }
 
 const ShapeClass& forward_class(const ConvGeometry& g, StorageType storage) {
-  const auto [fewest, most] = std::minmax(g.group_in_channels(), g.group_out_channels());
+  const int64_t fewest = std::min(g.group_in_channels(), g.group_out_channels());
+  const int64_t most = std::max(g.group_in_channels(), g.group_out_channels());
   const bool is_measured = storage == StorageType::kFloat && isa() >= Isa::kAvx512;
   return is_measured && g.taps() == 1 && fewest >= 64 && most <= 1024 ? kPointwise : shape_class(g);
 }

@@ -51,6 +51,27 @@ def test_full_masks_run_densely_and_empty_ones_never() -> None:
     assert verdicts(Problem(in_channels=64, out_channels=64, density=0.0))[0][0] != "dense"
 
 
+@pytest.mark.skipif(
+    not perfconv.build_info()["cpu_isa"].startswith("avx512"), reason="measured on AVX-512 only"
+)
+def test_full_masks_of_1x1_layers() -> None:
+    """Sparse where that was measured to be faster even so."""
+    pointwise = {"kernel": (1, 1), "padding": (0, 0), "density": 1.0, "size": (3, 4)}
+    chosen = {
+        (inner, outer, dtype): verdicts(
+            Problem(in_channels=inner, out_channels=outer, **pointwise), dtype
+        )[0][0]
+        for inner, outer, dtype in (
+            (64, 1024, torch.float32),
+            (1024, 64, torch.float32),
+            (1025, 64, torch.float32),
+            (64, 63, torch.float32),
+            (64, 64, torch.bfloat16),
+        )
+    }
+    assert list(chosen.values()) == ["implicit_gemm"] * 2 + ["dense"] * 3
+
+
 def test_shared_masks_and_unbatched_images() -> None:
     problem = Problem(in_channels=64, out_channels=64, is_mask_shared=True, density=0.6)
     alone = Problem(in_channels=64, out_channels=64, batch=1, density=0.6)

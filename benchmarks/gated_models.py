@@ -1,7 +1,8 @@
-"""Gates that cost what a gate costs and open the pixels they are told to."""
+"""What timing a gated model needs: gates that open what they are told to, dense models folded."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import perfconv
 from perfconv.nn import PixelGate
@@ -22,6 +23,18 @@ class GivenGate(PixelGate):
     def _fused_decision(self, input: Tensor) -> ActivePixels:
         decided = super()._fused_decision(input)
         return decided if self.given is None else self.given
+
+
+def fold_batch_norms(model: nn.Module) -> nn.Module:
+    """Convolution and BatchNorm by torch's own means, in place."""
+    pairs = [("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("0", "1")]
+    for module in model.modules():
+        for conv, norm in pairs:
+            layers = getattr(module, conv, None), getattr(module, norm, None)
+            if isinstance(layers[1], nn.BatchNorm2d):
+                setattr(module, conv, fuse_conv_bn_eval(*layers))
+                setattr(module, norm, nn.Identity())
+    return model
 
 
 def read_bandwidth(mebibytes: int = 256, repeats: int = 7) -> float:
