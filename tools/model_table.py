@@ -54,6 +54,7 @@ VARIANTS = (
     Variant("T4 MP@Res5, T5-T7 w-Avg.", builders.multi_pool_resnet50, {}),
     Variant("T4 MP@Res6", builders.multi_pool_resnet50, {"at": "res6"}),
     Variant("T5-T7 PAG", builders.multi_pool_resnet50, {"weighting": "pag"}),
+    Variant("MultiScale (input)", builders.multi_scale_resnet50, {}),
     Variant("T8 PAG", builders.pag_resnet50, {}),
     Variant("T8 PAG, F3 dense", builders.pag_resnet50, {"perforate_f3": False}),
     Variant("16 gates, no pool", builders.gated_resnet50, {}),

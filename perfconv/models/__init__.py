@@ -8,6 +8,7 @@ from perfconv.models.builders import (
     gated_resnet50,
     layer_skipping_resnet50,
     multi_pool_resnet50,
+    multi_scale_resnet50,
     pag_resnet50,
     pag_resnet101,
     recurrent_depth_resnet50,
@@ -19,6 +20,7 @@ from perfconv.models.efficientnet_lite import EfficientNetLite0, square_input
 from perfconv.models.efficientnet_lite_weights import efficientnet_lite0_imagenet, find_cat_photo
 from perfconv.models.hed import HED, EdgeMaps, block_sizes
 from perfconv.models.hed_weights import hed_bsds500
+from perfconv.models.multi_scale import MultiScaleTrunk
 from perfconv.models.parsers import DepthAwareParser, SceneParser, StageOutput
 from perfconv.models.resnet import FeatureInfo, ResNet
 from perfconv.models.weights import load_weights, read_weights
@@ -29,6 +31,7 @@ __all__ = [
     "EdgeMaps",
     "EfficientNetLite0",
     "FeatureInfo",
+    "MultiScaleTrunk",
     "ResNet",
     "SceneParser",
     "StageOutput",
@@ -43,6 +46,7 @@ __all__ = [
     "layer_skipping_resnet50",
     "load_weights",
     "multi_pool_resnet50",
+    "multi_scale_resnet50",
     "pag_resnet50",
     "pag_resnet101",
     "predict_augmented",

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from perfconv.models.heads import make_heads
+from perfconv.models.multi_scale import MultiScaleTrunk
 from perfconv.models.parsers import DepthAwareParser, SceneParser
 from perfconv.models.resnet import DEPTHS, Bottleneck, ResNet
 from perfconv.nn.depth_bins import NYUV2, DepthBins
@@ -88,6 +89,19 @@ def multi_pool_resnet50(
     trunk = trunk or resnet_trunk(50, res6_channels=512 if at == "res6" else None)
     insert_pool(trunk, at, weighting=weighting)
     return _parser(trunk, classes, tasks)
+
+
+def multi_scale_resnet50(
+    classes: int = 40,
+    *,
+    scales: Sequence[float] = (0.5, 1.0),
+    tasks: Sequence[str] = SEGMENTATION,
+    trunk: ResNet | None = None,
+) -> SceneParser:
+    """MultiScale (input): attention over image scales instead of dilations."""
+    trunk = trunk or resnet_trunk(50)
+    heads = make_heads(trunk.feature_info, tasks, classes=classes)
+    return SceneParser(MultiScaleTrunk(trunk, scales), heads)
 
 
 # ---- pixel-wise attentional gating, and its baselines --------------------------------------------

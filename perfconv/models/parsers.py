@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from perfconv.models.heads import upsample
+from perfconv.models.multi_scale import MultiScaleTrunk
 from perfconv.models.resnet import ResNet
 from perfconv.nn.depth_branch import DepthPrediction
 from perfconv.nn.depth_pool import DepthAwarePool
@@ -21,7 +22,7 @@ class SceneParser(nn.Module):
         heads: by task; each takes the features and the size of the image.
     """
 
-    def __init__(self, trunk: ResNet, heads: Mapping[str, nn.Module]) -> None:
+    def __init__(self, trunk: ResNet | MultiScaleTrunk, heads: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.trunk = trunk
         self.heads = nn.ModuleDict(dict(heads))

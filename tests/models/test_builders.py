@@ -20,6 +20,7 @@ from perfconv.models.builders import (
     resnet_trunk,
 )
 from perfconv.models.heads import DepthHead, make_heads, upsample
+from perfconv.models.multi_scale import MultiScaleTrunk
 from perfconv.models.parsers import DepthAwareParser, StageOutput
 from perfconv.models.resnet import Bottleneck, FeatureInfo, ResNet
 from perfconv.nn import DepthAwarePool, MultiDilationPool, record_gates
@@ -194,6 +195,22 @@ def test_all_tasks_from_one_trunk() -> None:
     torch.testing.assert_close(found["normals"].norm(dim=1), torch.ones(2, 33, 49))
     merged = perfconv.models.predict_augmented(model, images)
     assert set(merged) == set(found)
+
+
+def test_scales_are_weighted_for_each_pixel() -> None:
+    trunk = MultiScaleTrunk(narrow_trunk(), (1.0, 0.5)).eval()
+    images = torch.rand(1, 3, 33, 40)
+    with torch.no_grad():
+        found = trunk(images)
+        single = trunk.trunk(images)
+        half = F.interpolate(images, size=(16, 20), mode="bilinear", antialias=True)
+        other = F.interpolate(trunk.trunk(half)["res5"], size=(5, 5), mode="bilinear")
+        weights = trunk.gate(single["res5"]).logits.softmax(1)
+    expected = weights[:, :1] * single["res5"] + weights[:, 1:] * other
+    torch.testing.assert_close(found["res5"], expected)
+    assert torch.equal(found["res4"], single["res4"])
+    with pytest.raises(ValueError, match="scales must be above 0 and hold 1"):
+        MultiScaleTrunk(narrow_trunk(), (0.5, 2.0))
 
 
 def test_blurred_depth() -> None:
