@@ -246,6 +246,20 @@ def test_errors() -> None:
         DepthAwareParser(narrow_trunk(), DepthAwarePool(8), 4)
 
 
+def test_fused_and_in_bfloat16() -> None:
+    model = pag_resnet50(5, trunk=narrow_trunk()).eval()
+    images = torch.rand(1, 3, 41, 56)
+    with torch.no_grad():
+        expected = model(images)["segmentation"]
+        fused = perfconv.fuse(model)
+        torch.testing.assert_close(fused(images)["segmentation"], expected, atol=1e-4, rtol=1e-4)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = fused(images)["segmentation"]
+    assert half.dtype == torch.bfloat16
+    assert half.isfinite().all()
+    assert "trunk.layer4.1.conv2.branches.weight" in fused.state_dict()
+
+
 # ---- torch's compilers ---------------------------------------------------------------------------
 
 
