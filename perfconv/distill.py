@@ -32,7 +32,7 @@ class Distillation:
 
     losses: list[float] = field(default_factory=list)  # distance of the outputs, or from the hint
     densities: list[float] = field(default_factory=list)  # weighted by MACs; 1 in the first phase
-    density: float = 1.0  # of the noise-free masks on the images, after calibration
+    density: float | None = None  # of the noise-free masks on the images, after calibration
 
 
 def output_distance(output: Output, wanted: Output) -> Tensor:
@@ -71,6 +71,7 @@ def distill_gates(
     generator: torch.Generator | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 50,
+    calibrate: bool = True,
     progress: bool = True,
 ) -> Distillation:
     """Learns the gates of a converted model from what it computes with all of them open.
@@ -103,6 +104,8 @@ def distill_gates(
             global one. The same state gives the same gates, bit for bit.
         checkpoint: a file that is replaced, whole, every ``checkpoint_every`` steps; if it is there
             at the start, with the same arguments, the run goes on where it stood, bit for bit.
+        calibrate: whether to shift the gates at the end, which runs the model some times on every
+            image; gates with a budget of their own need no shift.
         progress: shows a bar, where tqdm is installed.
 
     Returns:
@@ -159,7 +162,8 @@ def distill_gates(
             bar.update()
             if path is not None and len(run.report.losses) % checkpoint_every == 0:
                 run.save(path, settings)
-    run.report.density = calibrate_gates(model, chosen, target_density=target_density)
+    if calibrate:
+        run.report.density = calibrate_gates(model, chosen, target_density=target_density)
     return run.report
 
 

@@ -1,5 +1,6 @@
 """One photo from a file, whatever its pixel format, as an RGB tensor; and clear refusals."""
 
+import importlib.util
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,22 @@ def load_photo(path: str | Path, *, max_side: int = 640) -> Photo:
         raise ImageError(
             f"{path} is damaged or incomplete ({error}). Save or download it again."
         ) from error
+
+
+def packaged_photo(package: str, file: str) -> Path:
+    """Path of a photo that an installed package ships; the package is not imported.
+
+    Raises:
+        ImageError: the package is not installed, or ships no such file.
+    """
+    spec = importlib.util.find_spec(package)
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        if (path := Path(folder) / file).exists():
+            return path
+    raise ImageError(
+        f"the photo {file} comes with the package {package}, which is not installed. Install it "
+        f"(pip install --no-deps {package}), or name a photo of yours."
+    )
 
 
 def _converted(file: Image.Image, name: str, max_side: int) -> Photo:

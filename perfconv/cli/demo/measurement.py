@@ -13,6 +13,7 @@ from perfconv.cli.demo.perforate import (
     BLENDED,
     DENSE,
     EDGES,
+    GATES,
     RANDOM,
     LayerFlops,
     Run,
@@ -69,7 +70,7 @@ class Row:
 
     @property
     def is_perforated(self) -> bool:
-        return self.setting.kind in (EDGES, RANDOM)
+        return self.setting.kind in (GATES, EDGES, RANDOM)
 
 
 @dataclass(frozen=True)
@@ -97,13 +98,13 @@ class Measurement:
         """The perforated setting whose pictures are shown: the best, or else the nearest to it."""
         if self.best is not None:
             return self.best
-        guided = [row for row in self.rows if row.setting.kind == EDGES]
+        guided = [row for row in self.rows if row.setting.kind in (GATES, EDGES)]
         return max(guided, key=lambda row: row.agreement)
 
     def random_twin(self, row: Row) -> Row:
-        """The random mask at the density of ``row``."""
-        twin = Setting(RANDOM, row.setting.density)
-        return next(other for other in self.rows if other.setting == twin)
+        """The random mask whose FLOPs are nearest to those of ``row``."""
+        twins = [other for other in self.rows if other.setting.kind == RANDOM]
+        return min(twins, key=lambda other: abs(other.executed_flops - row.executed_flops))
 
 
 def measure(
@@ -111,6 +112,7 @@ def measure(
     photo: Tensor,
     settings: Sequence[Setting],
     *,
+    gated: HED | None = None,
     seconds: float,
     rounds: int | None = None,
     advance: Callable[[Setting], None] = lambda setting: None,
@@ -121,17 +123,26 @@ def measure(
         model: HED in eval mode.
         photo: (1, 3, H, W), RGB in [0, 1].
         settings: both dense layouts first.
+        gated: the model with learned gates; without it, settings of GATES are left out.
         seconds: when to begin no further round (at least three are run).
         rounds: how many instead of ``seconds``.
         advance: called after each run.
     """
     # Weights decide too: channels_last ones make torch convert an NCHW photo.
+    settings = [setting for setting in settings if gated is not None or setting.kind != GATES]
     layouts = {setting.layout for setting in settings}
     photos = {layout: photo.contiguous(memory_format=layout) for layout in layouts}
     models = {layout: in_layout(model, layout) for layout in layouts}
+    with_gates = None if gated is None else in_layout(gated, torch.channels_last)
+
+    def run_once(setting: Setting) -> Run:
+        chosen = with_gates if setting.kind == GATES else models[setting.layout]
+        assert chosen is not None
+        return run_setting(chosen, photos[setting.layout], setting)
+
     runs: dict[Setting, list[Run]] = {setting: [] for setting in settings}
     for setting in settings:
-        run_setting(models[setting.layout], photos[setting.layout], setting)
+        run_once(setting)
         advance(setting)
     begin = time.perf_counter()
     done = 0
@@ -139,8 +150,7 @@ def measure(
         rounds is None and (time.perf_counter() - begin) * (done + 1) / done < seconds
     ):
         for setting in settings:
-            run = run_setting(models[setting.layout], photos[setting.layout], setting)
-            runs[setting].append(run)
+            runs[setting].append(run_once(setting))
             advance(setting)
         done += 1
     elapsed = time.perf_counter() - begin
@@ -219,7 +229,12 @@ def describe(row: Row) -> str:
     """A setting in words, such as "blocks 2 to 5 at density 0.5 with the edge mask"."""
     if row.setting.kind == DENSE:
         return row.setting.name
-    kinds = {EDGES: "with the edge mask", RANDOM: "with a random mask", BLENDED: "blended"}
+    kinds = {
+        GATES: "with learned gates",
+        EDGES: "with the edge mask",
+        RANDOM: "with a random mask",
+        BLENDED: "blended",
+    }
     return f"blocks 2 to 5 at density {row.density:g} {kinds[row.setting.kind]}"
 
 

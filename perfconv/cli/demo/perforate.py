@@ -9,20 +9,27 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from perfconv.models.hed import BLOCKS, HED, block_sizes
+from perfconv.models.hed_gates import gate_macs, set_budget
+from perfconv.nn.gate_record import record_gates
 from perfconv.ops.conv import explain
 from perfconv.ops.mask import ActivePixels, compact_mask, density
 
 PERFORATED_BLOCKS = (2, 3, 4, 5)
 COARSE = 4  # the mask comes from a pass over the photo at 1/COARSE of its size
 
-DENSE, BLENDED, EDGES, RANDOM = "dense", "dense x mask", "perforated", "random mask"
+DENSE, BLENDED, GATES, EDGES, RANDOM = (
+    "dense", "dense x mask", "learned gates", "perforated", "random mask",
+)  # fmt: skip
+# The quarter-size pass costs 1/16 of dense; gates need none, and so may open more pixels: this much
+# more of blocks 2 to 5, which are 0.874 of dense.
+GATES_EXTRA = 0.065
 
 
 @dataclass(frozen=True)
 class Setting:
     """One row of the table."""
 
-    kind: str  # DENSE, BLENDED (compute everything, then blend), EDGES or RANDOM
+    kind: str  # DENSE, BLENDED (compute everything, then blend), GATES, EDGES or RANDOM
     density: float | None = None  # asked for; None for DENSE
     is_channels_last: bool = True  # layout of the photo and of all features
 
@@ -36,6 +43,8 @@ class Setting:
             return "dense, channels_last" if self.is_channels_last else "dense, NCHW"
         if self.kind == RANDOM:
             return "perforated, random mask"
+        if self.kind == GATES:
+            return "perforated, learned"
         return self.kind if self.kind == BLENDED else "perforated, edge mask"
 
 
@@ -46,7 +55,8 @@ class Run:
     edges: Tensor  # (1, 1, H, W), probability
     masks: dict[int, ActivePixels]  # by block; empty for DENSE
     total_s: float  # everything from the photo to the edges
-    mask_s: float  # of it: quarter-size pass, thresholds, compaction
+    mask_s: float  # of it: quarter-size pass, thresholds, compaction; 0 for GATES, not apart
+    gate_flops: int = 0  # of GATES
 
 
 def make_settings(densities: Sequence[float]) -> list[Setting]:
@@ -56,6 +66,7 @@ def make_settings(densities: Sequence[float]) -> list[Setting]:
         Setting(DENSE, is_channels_last=False),
         Setting(DENSE),
         Setting(BLENDED, descending[len(descending) // 2]),
+        *(Setting(GATES, round(min(value + GATES_EXTRA, 1.0), 3)) for value in descending),
         *(Setting(EDGES, value) for value in descending),
         *(Setting(RANDOM, value) for value in descending),
     ]
@@ -66,11 +77,13 @@ def run_setting(model: HED, photo: Tensor, setting: Setting, seed: int = 0) -> R
     """Runs one setting and times it.
 
     Args:
-        model: prepacked HED in eval mode.
+        model: prepacked HED in eval mode; for GATES one with learned gates.
         photo: (1, 3, H, W), RGB in [0, 1], in the layout of the setting.
         setting: which.
         seed: of the random mask.
     """
+    if setting.kind == GATES:
+        return _run_gates(model, photo, setting)
     begin = time.perf_counter()
     if setting.kind == DENSE:
         edges = model(photo).edges
@@ -94,6 +107,17 @@ def run_setting(model: HED, photo: Tensor, setting: Setting, seed: int = 0) -> R
     algorithm = "dense" if setting.kind == BLENDED else "auto"
     edges = model(photo, masks, coarse.sides, algorithm=algorithm).edges
     return Run(edges, masks, time.perf_counter() - begin, mask_s)
+
+
+def _run_gates(model: HED, photo: Tensor, setting: Setting) -> Run:
+    assert setting.density is not None
+    set_budget(model, setting.density)
+    begin = time.perf_counter()
+    with record_gates(model) as record:
+        edges = model(photo).edges
+    total_s = time.perf_counter() - begin
+    masks = {int(call.name[len("block")]): compact_mask(call.gate.mask) for call in record}
+    return Run(edges, masks, total_s, 0.0, 2 * gate_macs(model, (photo.size(2), photo.size(3))))
 
 
 def resample_scores(scores: Tensor, size: tuple[int, int]) -> Tensor:
@@ -153,7 +177,7 @@ class LayerFlops:
 
 
 def layer_flops(model: HED, size: tuple[int, int], run: Run, kind: str) -> list[LayerFlops]:
-    """FLOPs (2 x MACs) of every convolution at full size, and of the quarter-size pass in one row.
+    """FLOPs (2 x MACs) of every convolution at full size; quarter-size pass or gates in one row.
 
     A perforated layer executes its active pixels only, unless the dense algorithm ran.
 
@@ -164,7 +188,9 @@ def layer_flops(model: HED, size: tuple[int, int], run: Run, kind: str) -> list[
         kind: of the setting.
     """
     rows = []
-    if run.masks:
+    if run.gate_flops:
+        rows.append(LayerFlops("gates", 0, 1.0, "dense", run.gate_flops))
+    elif run.masks:
         small = (-(-size[0] // COARSE), -(-size[1] // COARSE))
         flops = sum(
             row.dense_flops for row in layer_flops(model, small, Run(run.edges, {}, 0, 0), DENSE)

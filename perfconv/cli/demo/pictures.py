@@ -4,6 +4,7 @@ import base64
 import io
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import matplotlib
 import numpy as np
@@ -13,17 +14,25 @@ from PIL import Image
 from torch import Tensor
 
 from perfconv.cli.demo.measurement import ENOUGH, Measurement, Row
-from perfconv.cli.demo.perforate import BLENDED, EDGES, RANDOM
+from perfconv.cli.demo.perforate import BLENDED, EDGES, GATES, RANDOM
 
 # Colours of the figures: drawn with the first, which in the report becomes a variable of the page.
 INK, FAINT = "#1b2330", "#c9cfd8"
 EDGE_COLOUR, RANDOM_COLOUR, DENSE_COLOUR = "#0b7285", "#c2410c", "#5b4bc4"
+GATES_COLOUR = "#2b8a3e"
+# What is perforated: colour, marker, label.
+KINDS = {
+    GATES: (GATES_COLOUR, "v", "learned gates"),
+    EDGES: (EDGE_COLOUR, "o", "edge mask"),
+    RANDOM: (RANDOM_COLOUR, "s", "random mask"),
+}
 VARIABLES = {
     INK: "var(--ink)",
     FAINT: "var(--line)",
     EDGE_COLOUR: "var(--edge)",
     RANDOM_COLOUR: "var(--random)",
     DENSE_COLOUR: "var(--dense)",
+    GATES_COLOUR: "var(--gates)",
 }
 
 
@@ -93,15 +102,13 @@ def latency_figure(measurement: Measurement) -> Figure:
         fontsize=9,
     )
 
-    for kind, colour, marker, label in (
-        (EDGES, EDGE_COLOUR, "o", "edge mask"),
-        (RANDOM, RANDOM_COLOUR, "s", "random mask"),
-        (BLENDED, DENSE_COLOUR, "^", "dense x mask"),
-    ):
-        _plot_spread(axes, [row for row in measurement.rows if row.setting.kind == kind],
-                     colour, marker, label)  # fmt: skip
+    drawn = {**KINDS, BLENDED: (DENSE_COLOUR, "^", "dense x mask")}
+    for kind, (colour, marker, label) in drawn.items():
+        rows = [row for row in measurement.rows if row.setting.kind == kind]
+        if rows:
+            _plot_spread(axes, rows, colour, marker, label)
     axes.plot(full_gflop, full_ms, "D", color=DENSE_COLOUR, markersize=8, label="dense")
-    axes.set_xlabel("executed GFLOP, quarter-size pass included")
+    axes.set_xlabel("executed GFLOP, gates or quarter-size pass included")
     axes.set_ylabel("latency in ms")
     axes.set_xlim(0, None)
     highest = max(row.total_s.median for row in measurement.rows) * 1e3
@@ -113,11 +120,10 @@ def latency_figure(measurement: Measurement) -> Figure:
 def agreement_figure(measurement: Measurement) -> Figure:
     """Agreement with the dense edges against speed-up."""
     figure, axes = _figure()
-    for kind, colour, marker, label in (
-        (EDGES, EDGE_COLOUR, "o", "edge mask"),
-        (RANDOM, RANDOM_COLOUR, "s", "random mask"),
-    ):
+    for kind, (colour, marker, label) in KINDS.items():
         rows = [row for row in measurement.rows if row.setting.kind == kind]
+        if not rows:
+            continue
         axes.plot([row.speedup.median for row in rows], [row.agreement for row in rows],
                   color=colour, marker=marker, markersize=7, label=label)  # fmt: skip
         for row in rows:
@@ -138,6 +144,21 @@ def agreement_figure(measurement: Measurement) -> Figure:
     axes.set_ylim(None, 1.02)
     axes.legend(frameon=False, labelcolor=INK, loc="lower left")
     return figure
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure with its place in the report."""
+
+    name: str  # of the file, without suffix
+    title: str
+    caption: str
+    figure: Figure
+
+
+def figure_address(figure: Figure) -> str:
+    """The figure as an address that holds its bytes."""
+    return "data:image/png;base64," + base64.b64encode(figure_png(figure)).decode()
 
 
 def figure_png(figure: Figure) -> bytes:

