@@ -31,6 +31,7 @@ from perfconv.ops import (
     perforated_conv2d,
     scatter_pixels,
 )
+from perfconv.truncate import truncate
 
 __version__ = build_info()["version"]
 
@@ -64,6 +65,7 @@ __all__ = [
     "record_gates",
     "scatter_pixels",
     "schedules",
+    "truncate",
     "unconvert",
     "viz",
 ]

@@ -101,13 +101,13 @@ def convert(
         Traceback (most recent call last):
         ValueError: convert: the model must have a residual block, got a Sequential without any...
     """
-    _check_model("convert", model)
+    check_model("convert", model)
     if any(isinstance(module, GatedBlock | GatedConv2d) for module in model.modules()):
         raise ValueError(
             "convert: the model must not have gated blocks yet, got one with. Convert the plain "
             "model, or call unconvert first."
         )
-    blocks, left = _find_blocks(model)
+    blocks, left = find_blocks(model)
     convolutions = [] if filter is None else _find_convolutions(model, blocks, filter)
     if not blocks and not convolutions:
         reasons = "".join(f" {name or 'The model'}: {reason}." for name, reason in left.items())
@@ -130,12 +130,12 @@ def convert(
             )
         else:
             gated = kind(block, gate=own_gate, **options)
-        converted = _replace(converted, name, gated)
+        converted = replace(converted, name, gated)
     for name in convolutions:
         conv = cast(nn.Conv2d, converted.get_submodule(name))
         own_gate = None if gate is None else gate(conv)
         wrapped = GatedConv2d(conv, gate=own_gate, gate_grad=gate_grad, fill=fill)
-        converted = _replace(converted, name, wrapped)
+        converted = replace(converted, name, wrapped)
     kinds = {name: kind.__name__ for name, (kind, _) in blocks.items()}
     report = ConversionReport(
         {**kinds, **dict.fromkeys(convolutions, "GatedConv2d")},
@@ -159,7 +159,7 @@ def unconvert(model: Model) -> Model:
         TypeError: as ``convert``.
         ValueError: ``model`` has no gated block.
     """
-    _check_model("unconvert", model)
+    check_model("unconvert", model)
     plain = copy.deepcopy(model)
     gated = {
         name: module
@@ -172,7 +172,7 @@ def unconvert(model: Model) -> Model:
             "any. Give it a model that convert returned."
         )
     for name, block in gated.items():
-        plain = _replace(plain, name, block.to_plain())
+        plain = replace(plain, name, block.to_plain())
     plain.__dict__.pop("conversion_report", None)
     return plain
 
@@ -180,7 +180,7 @@ def unconvert(model: Model) -> Model:
 Blocks = dict[str, tuple[type[GatedBlock], BlockStructure]]
 
 
-def _find_blocks(model: nn.Module) -> tuple[Blocks, dict[str, str]]:
+def find_blocks(model: nn.Module) -> tuple[Blocks, dict[str, str]]:
     """The kind for each block that can be gated, and the reason for each that cannot."""
     found: Blocks = {}
     left: dict[str, str] = {}
@@ -303,7 +303,7 @@ def _randomized_copy(block: nn.Module) -> nn.Module:
     return tried
 
 
-def _check_model(function: str, model: nn.Module) -> None:
+def check_model(function: str, model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"{function}: the model must be a torch.nn.Module, got {type(model).__name__}. Give "
@@ -337,7 +337,7 @@ def _check_not_shared(model: nn.Module, chosen: list[str]) -> None:
                 )
 
 
-def _replace(model: Model, name: str, block: nn.Module) -> Model:
+def replace(model: Model, name: str, block: nn.Module) -> Model:
     """``model`` with ``block`` at ``name``, with the hooks of what was there."""
     old = model.get_submodule(name)
     for hooks in HOOKS:

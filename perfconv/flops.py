@@ -5,7 +5,7 @@ activations, additions and pooling are not counted. Three counts stand beside ea
 masks need, what the algorithms that ran computed, and the same layers without masks.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,9 +20,12 @@ from perfconv.nn.gate import BinaryGate
 from perfconv.nn.gate_record import GateRecord, record_gates
 from perfconv.nn.gated_block import GatedBlock
 from perfconv.nn.scale_gate import ScaleGate
-from perfconv.ops.macs import CallMacs, call_macs, touched_pixels
+from perfconv.ops.flop_tools import fvcore_handles, ptflops_hooks
+from perfconv.ops.macs import CallMacs, call_macs, copied_pixels, touched_pixels
 
-LAYER, GATE, HALO, COMPACTION = "layer", "gate", "halo", "compaction"
+__all__ = ["FlopCount", "Row", "count", "count_set", "fvcore_handles", "ptflops_hooks"]
+
+LAYER, GATE, HALO, COMPACTION, COPY = "layer", "gate", "halo", "compaction", "copy"
 
 
 @dataclass
@@ -30,11 +33,12 @@ class Row:
     """One layer, or one kind of work beside the layers; (N,) tensors are per image, float64."""
 
     name: str
-    kind: str  # "layer", "gate", "halo" (pixels of a layer beyond the mask itself), "compaction"
+    # "layer", "gate", "halo" (pixels of a layer beyond the mask itself), "compaction", "copy"
+    kind: str
     active: Tensor  # (N,), MACs that the masks need
     executed: Tensor  # (N,), MACs of the algorithms that ran
     dense: Tensor  # (N,), MACs without masks
-    pixels: int = 0  # of masks read, for compaction, which multiplies nothing
+    pixels: int = 0  # of masks read for compaction, or copied by a fill; neither multiplies
 
 
 @dataclass
@@ -91,7 +95,8 @@ class FlopCount:
                 f"{round(float(value.sum())):>16,}"
                 for value in (row.active, row.executed, row.dense)
             )
-            pixels = f"  {row.pixels:,} mask pixels" if row.pixels else ""
+            what = "copied" if row.kind == COPY else "mask"
+            pixels = f"  {row.pixels:,} {what} pixels" if row.pixels else ""
             lines.append(f"{row.name:<40}{row.kind:<12}{counts}{pixels}")
         totals = f"{self.active_macs:>16,}{self.executed_macs:>16,}{self.dense_macs:>16,}"
         lines.append(f"{'total':<52}{totals}")
@@ -109,7 +114,8 @@ def count(model: nn.Module, *inputs: Any) -> FlopCount:
 
     The masks are those of this run, so the count is that of these images. Work that belongs to no
     layer of a dense network has rows of its own: gates; the halo, pixels that a layer computes for
-    the next one beyond the mask; compaction, which reads masks and multiplies nothing.
+    the next one beyond the mask; compaction, which reads masks, and copies of what inactive pixels
+    hold, which multiply nothing.
 
     Args:
         model: any module; not compiled, whose operators cannot be seen. Meta tensors work, with
@@ -142,6 +148,51 @@ def count(model: nn.Module, *inputs: Any) -> FlopCount:
     return FlopCount(list(counter.rows.values()))
 
 
+def count_set(model: nn.Module, images: Iterable[Tensor]) -> FlopCount:
+    """The count of every image of a set, whatever their sizes, for the mean and the spread.
+
+    Args:
+        model: as for :func:`count`.
+        images: (N, C, H, W) each; taken one after another.
+
+    Returns:
+        A :class:`FlopCount` whose (N,) tensors have all images in a row.
+
+    Raises:
+        TypeError: as :func:`count`.
+        ValueError: ``images`` is empty.
+
+    Example:
+        >>> layer = nn.Conv2d(3, 8, 1)
+        >>> count_set(layer, [torch.rand(1, 3, 10, 10), torch.rand(2, 3, 5, 5)]).image_macs()
+        tensor([2400.,  600.,  600.], dtype=torch.float64)
+    """
+    rows: dict[tuple[str, str], Row] = {}
+    seen = 0
+    for batch in images:
+        counted = count(model, batch)
+        size = len(counted.rows[0].active) if counted.rows else batch.size(0)
+        for row in counted.rows:
+            merged = rows.setdefault((row.name, row.kind), _empty_row(row.name, row.kind, seen))
+            merged.pixels += row.pixels
+            for column in ("active", "executed", "dense"):
+                values = getattr(merged, column), getattr(row, column)
+                setattr(merged, column, torch.cat(values))
+        seen += size
+        for merged in rows.values():  # a layer that this batch did not reach
+            missing = torch.zeros(seen - len(merged.active), dtype=torch.float64, device="cpu")
+            for column in ("active", "executed", "dense"):
+                setattr(merged, column, torch.cat((getattr(merged, column), missing)))
+    if not seen:
+        raise ValueError("count_set: images must not be empty, got none. Give at least one image.")
+    return FlopCount(list(rows.values()))
+
+
+def _empty_row(name: str, kind: str, images: int) -> Row:
+    zeros = torch.zeros(images, dtype=torch.float64, device="cpu")
+    return Row(name, kind, zeros, zeros, zeros)
+
+
 class _Counter(TorchDispatchMode):
     """Adds up operator calls under the module that is running."""
 
@@ -161,6 +212,9 @@ class _Counter(TorchDispatchMode):
         pixels = touched_pixels(func, args)
         if pixels is not None:
             self.row(name, COMPACTION).pixels += pixels
+        copied = copied_pixels(func, args, kwargs or {}, output)
+        if copied:
+            self.row(name, COPY).pixels += copied
         macs = call_macs(func, args, kwargs or {}, output, self.batch)
         if macs is not None:
             block = next((m for _, m in self.running[::-1] if isinstance(m, GatedBlock)), None)
@@ -180,8 +234,7 @@ class _Counter(TorchDispatchMode):
         return output
 
     def row(self, name: str, kind: str) -> Row:
-        zeros = torch.zeros(self.batch, dtype=torch.float64, device="cpu")
-        return self.rows.setdefault((name, kind), Row(name, kind, zeros, zeros, zeros))
+        return self.rows.setdefault((name, kind), _empty_row(name, kind, self.batch))
 
     def add(self, name: str, kind: str, active: Tensor, executed: Tensor, dense: Tensor) -> None:
         row = self.row(name, kind)

@@ -1,14 +1,23 @@
 """perfconv.flops.count against MACs written out from the layers' shapes and the masks."""
 
+import importlib
+
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import BasicBlock, Bottleneck, ResNet, randomized
+from foreign import make_importable
+from networks import BasicBlock, Bottleneck, InvertedResidual, ResNet, randomized
 from torch import Tensor, nn
 
 import perfconv
-from perfconv.flops import FlopCount, count
-from perfconv.nn import GatedBasicBlock, GatedBottleneck, LayerGate, record_gates
+from perfconv.flops import FlopCount, count, count_set, fvcore_handles, ptflops_hooks
+from perfconv.nn import (
+    GatedBasicBlock,
+    GatedBottleneck,
+    GatedInvertedResidual,
+    LayerGate,
+    record_gates,
+)
 
 
 def images(channels: int = 3, batch: int = 3, size: tuple[int, int] = (12, 14)) -> Tensor:
@@ -114,7 +123,7 @@ def test_stride_and_projection() -> None:
     found = rows(count(block, images(8)))
     assert set(found) == {
         ("gate.conv", "gate"), ("downsample.0", "layer"), ("conv1", "layer"), ("conv1", "halo"),
-        ("conv2", "layer"), ("", "compaction"),
+        ("conv2", "layer"), ("", "compaction"), ("", "copy"),
     }  # fmt: skip
     assert torch.equal(found["downsample.0", "layer"][0], torch.full((3,), 42 * 64.0).double())
 
@@ -160,6 +169,62 @@ def test_table() -> None:
 def test_compiled_models_are_refused() -> None:
     with pytest.raises(TypeError, match="count: the model must not be compiled"):
         count(torch.compile(nn.Conv2d(3, 3, 1)), images())
+
+
+def test_a_set_of_images_of_several_sizes() -> None:
+    block = random_gates(GatedInvertedResidual(randomized(InvertedResidual(4, 3, squeeze=2))))
+    batches = [images(4, batch=2), images(4, batch=1, size=(5, 6))]
+    counted = count_set(block, batches)
+    random_gates(block)  # draws the same masks again
+    alone = [count(block, batch) for batch in batches]
+    for column in ("active", "executed", "dense"):
+        expected = torch.cat([single.image_macs(column) for single in alone])
+        assert torch.equal(counted.image_macs(column), expected)
+    assert counted.active_macs == sum(single.active_macs for single in alone)
+    assert "(3 images)" in str(counted)
+    with pytest.raises(ValueError, match="count_set: images must not be empty"):
+        count_set(block, [])
+
+
+def test_squeeze_excite_makes_the_first_layer_dense() -> None:
+    block = random_gates(GatedInvertedResidual(randomized(InvertedResidual(4, 3, squeeze=2))))
+    counted = count(block, images(4))
+    random_gates(block)
+    with record_gates(block) as record:
+        block(images(4))
+    own, area = pixels(record.gates[0].mask), 168
+    found = rows(counted)
+    whole = torch.full((3,), float(area)).double()
+    assert torch.equal(found["conv1", "layer"][0], whole * 48)
+    torch.testing.assert_close(found["conv2", "layer"][0], own * 12 * 9)
+    torch.testing.assert_close(found["conv3", "layer"][0], own * 48)
+    assert torch.equal(found["se.reduce", "layer"][0], torch.full((3,), 24.0).double())
+    assert ("conv1", "halo") not in found
+    (copied,) = [row.pixels for row in counted.rows if row.kind == "copy"]
+    assert copied == 2 * int((whole - own).sum())  # what is pooled, and the output
+
+
+def test_ptflops_counts_active_macs() -> None:
+    make_importable("torchvision", "ptflops")  # it imports torchvision
+    ptflops = importlib.import_module("ptflops")
+    layer = perfconv.PerforatedConv2d(4, 6, 3, padding=1, bias=False)
+    mask = torch.rand(1, 1, 12, 14, generator=torch.Generator().manual_seed(0)) < 0.4
+    macs, _ = ptflops.get_model_complexity_info(
+        layer, (4, 12, 14), input_constructor=lambda size: {"input": images(4, 1), "mask": mask},
+        backend="aten", custom_modules_hooks=ptflops_hooks(), as_strings=False,
+        print_per_layer_stat=False,
+    )  # fmt: skip
+    assert macs == int(mask.sum()) * 6 * 4 * 9
+
+
+def test_fvcore_counts_as_if_every_pixel_were_active() -> None:
+    fvcore = pytest.importorskip("fvcore.nn")
+    block = GatedBasicBlock(randomized(BasicBlock(8, 8))).eval()
+    with torch.no_grad():
+        analysis = fvcore.FlopCountAnalysis(block, images(8, 1)).set_op_handle(**fvcore_handles())
+        counts = analysis.unsupported_ops_warnings(False).by_operator()
+    assert counts["perforated_conv2d"] == 2 * 168 * 8 * 8 * 9
+    assert counts["conv"] == 168 * 2 * 8  # the gate
 
 
 # ---- the reference network -----------------------------------------------------------------------

@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "flops": {"ops", "nn"},
     "viz": {"ops", "nn"},
     "convert": {"ops", "nn"},
+    "truncate": {"nn", "convert", "flops"},
     "models": {"ops", "nn", "convert"},
     "distill": {"ops", "nn", "convert", "models", "losses"},
     "train": {"*"},

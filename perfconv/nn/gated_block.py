@@ -397,6 +397,8 @@ class GatedBlock(nn.Module):
         """The output size of each stage."""
         sizes = []
         size = (input.size(2), input.size(3))
+        if torch.jit.is_tracing():  # where sizes are tensors; FLOP counters trace
+            size = (int(size[0]), int(size[1]))
         for stage in self.stages:
             conv = self._conv(stage)
             top, left = stage.padding

@@ -50,7 +50,24 @@ def touched_pixels(operator: OpOverload, args: tuple) -> int | None:
     """Pixels that making a list of active pixels, or the mask of a halo, reads; None if neither."""
     if operator.name() in ("perfconv::compact_mask", "perfconv::expand_mask"):
         return args[0].numel()
+    if operator.name() == "perfconv::gate_mask":
+        return args[0].numel() // max(1, args[0].size(1))
     return None
+
+
+def copied_pixels(operator: OpOverload, args: tuple, kwargs: dict, output: object) -> int | None:
+    """Inactive pixels that take a value from elsewhere; None where nothing is copied.
+
+    Notes: reads masks (a host sync on CUDA).
+    """
+    if operator.name() != "perfconv::perforated_conv2d":
+        return None
+    call = _named(operator, args, kwargs)
+    if call["fill"] not in ("passthrough", "nearest") or call["mask"].device.type == "meta":
+        return None
+    assert isinstance(output, Tensor)
+    pixels = output.size(0) * output.size(2) * output.size(3)
+    return pixels - flops.active_pixels(call["mask"], output.size(0))
 
 
 def _named(operator: OpOverload, args: tuple, kwargs: dict) -> dict:
