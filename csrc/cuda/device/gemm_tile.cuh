@@ -61,6 +61,8 @@ struct GemmTile {
                                         : columns * static_cast<int>(sizeof(Element));
   static constexpr int kBRowChunks = kBRowBytes / kChunkBytes;
 
+  static_assert((rows & (rows - 1)) == 0 && (columns & (columns - 1)) == 0,
+                "finish_kernel divides by shifts");
   static_assert(kWarpRows % 16 == 0 && kWarpColumns % 16 == 0, "a warp loads 16 x 16 at a time");
   static_assert(rows * kSlabChunks % kThreads == 0, "every thread copies the same share of A");
   static_assert(columns * kSlabChunks % kThreads == 0, "every thread copies the same share of B");

@@ -35,7 +35,7 @@ namespace perfconv::cuda {
 
 constexpr int kMostParts = 8;
 constexpr int kFinishThreads = 256;
-constexpr int kFinishBlocks = 4;  // a multiprocessor
+constexpr int kFinishBlocks = 3;  // a multiprocessor; with four, one spills
 
 // The tiles of a product, and how many parts each is split into: both known on the device only.
 struct TileGrid {
@@ -48,12 +48,23 @@ struct TileGrid {
   __device__ int64_t tiles() const { return int64_t{row_tiles} * column_tiles * groups; }
 };
 
+// The size of a tile, for a kernel that serves all of them.
+struct TileShape {
+  int rows;
+  int columns;
+};
+
 template <class Tile>
-__device__ __forceinline__ TileGrid tile_grid(const GemmArgs& args, int rows, int blocks) {
+constexpr TileShape shape_of() {
+  return {Tile::kRows, Tile::kColumns};
+}
+
+__device__ __forceinline__ TileGrid tile_grid(TileShape tile, const GemmArgs& args, int rows,
+                                              int blocks) {
   TileGrid grid;
   grid.rows = rows;
-  grid.row_tiles = static_cast<int>(ceil_div(rows, Tile::kRows));
-  grid.column_tiles = static_cast<int>(ceil_div(args.columns, Tile::kColumns));
+  grid.row_tiles = static_cast<int>(ceil_div(rows, tile.rows));
+  grid.column_tiles = static_cast<int>(ceil_div(args.columns, tile.columns));
   grid.groups = args.groups;
   const int64_t tiles = max(grid.tiles(), int64_t{1});
   grid.parts = static_cast<int>(min(max(blocks / tiles, int64_t{1}), int64_t{kMostParts}));
@@ -69,14 +80,12 @@ struct Unit {
 };
 
 // Neighbouring units share their rows, which so come from the second-level cache.
-template <class Tile>
-__device__ __forceinline__ Unit unit_of(const TileGrid& grid, int64_t number) {
+__device__ __forceinline__ Unit unit_of(TileShape shape, const TileGrid& grid, int64_t number) {
   const int64_t tile = number / grid.parts;
   const int columns = grid.column_tiles * grid.groups;
   const int place = static_cast<int>(tile % columns);
-  return {static_cast<int>(tile / columns) * Tile::kRows,
-          place % grid.column_tiles * Tile::kColumns, place / grid.column_tiles,
-          static_cast<int>(number % grid.parts)};
+  return {static_cast<int>(tile / columns) * shape.rows, place % grid.column_tiles * shape.columns,
+          place / grid.column_tiles, static_cast<int>(number % grid.parts)};
 }
 
 // Fills the table with the rows of a tile; returns the OR of their taps. Ends with a barrier.
@@ -193,7 +202,7 @@ __device__ __forceinline__ void store_unit(const GemmArgs& args, const TileGrid&
                                            const Sums<Tile>& sums, unsigned char* ring,
                                            int warp_row, int warp_column) {
   using T = typename Tile::Element;
-  const Unit unit = unit_of<Tile>(grid, number);
+  const Unit unit = unit_of(shape_of<Tile>(), grid, number);
   float* partials = args.partials + number * Tile::kRows * Tile::kColumns;
   const bool is_split = grid.parts > 1;
   for_each_run<Tile>(sums, ring, warp_row, warp_column, [&](int row, int column, const float* run) {
@@ -219,13 +228,15 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kMinBlocks)
   extern __shared__ __align__(128) unsigned char ring[];
   __shared__ RowTable<Tile::kRows> table;
   __shared__ TileGrid grid;  // read again where needed: registers are for sums
-  if (threadIdx.x == 0) grid = tile_grid<Tile>(args, rows.count(), static_cast<int>(gridDim.x));
+  if (threadIdx.x == 0) {
+    grid = tile_grid(shape_of<Tile>(), args, rows.count(), static_cast<int>(gridDim.x));
+  }
   __syncthreads();  // grid readable
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int warp_row = warp / Tile::kWarpsN * Tile::kWarpRows;
   const int warp_column = warp % Tile::kWarpsN * Tile::kWarpColumns;
   for (int64_t number = blockIdx.x; number < grid.tiles() * grid.parts; number += gridDim.x) {
-    const Unit unit = unit_of<Tile>(grid, number);
+    const Unit unit = unit_of(shape_of<Tile>(), grid, number);
     const uint32_t taps = load_rows<Tile>(args, rows, unit.row, grid.rows, table);
     const int slabs = static_cast<int>(ceil_div(args.depth, Tile::kDepth));
     const int steps = slabs * __popc(taps);
@@ -245,33 +256,32 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kMinBlocks)
 
 // Writes the outputs that are no row's target; then adds the parts of split tiles in order and
 // finishes the sums. blocks: of implicit_gemm_kernel. A thread takes one run of neighbouring
-// columns at a time.
-template <class Tile, class Rows>
+// columns at a time. One kernel for every tile: most of it does not depend on the tile.
+template <class T, class Rows>
 __global__ void __launch_bounds__(kFinishThreads, kFinishBlocks)
     finish_kernel(const __grid_constant__ GemmArgs args, const __grid_constant__ Rows rows,
-                  int blocks) {
-  using T = typename Tile::Element;
+                  TileShape tile, int blocks) {
   constexpr int kSize = kRunSize<T>;
-  constexpr int kRuns = Tile::kColumns / kSize;
   rows.template write_others<T>(args);
   const int count = rows.count();
-  const TileGrid grid = tile_grid<Tile>(args, count, blocks);
+  const TileGrid grid = tile_grid(tile, args, count, blocks);
   if (grid.parts == 1) return;
-  const int64_t runs = grid.tiles() * Tile::kRows * kRuns;
+  const int run_bits = __ffs(tile.columns / kSize) - 1;  // runs of a row: a power of two, as rows
+  const int row_bits = __ffs(tile.rows) - 1;
+  const int64_t runs = grid.tiles() << (row_bits + run_bits);
   const int64_t threads = int64_t{gridDim.x} * kFinishThreads;
   for (int64_t i = int64_t{blockIdx.x} * kFinishThreads + threadIdx.x; i < runs; i += threads) {
-    const int64_t tile = i / (Tile::kRows * kRuns);
-    const Unit unit = unit_of<Tile>(grid, tile * grid.parts);
-    const int row = static_cast<int>(i / kRuns % Tile::kRows);
-    const int column = static_cast<int>(i % kRuns) * kSize;
+    const int64_t number = (i >> (row_bits + run_bits)) * grid.parts;
+    const Unit unit = unit_of(tile, grid, number);
+    const int row = static_cast<int>(i >> run_bits) & (tile.rows - 1);
+    const int column = (static_cast<int>(i) & ((1 << run_bits) - 1)) * kSize;
     if (unit.row + row >= count) continue;
     const int target = rows.row(args, unit.row + row).target;
     if (target < 0) continue;
     alignas(16) float sums[kSize] = {};
     for (int part = 0; part < grid.parts; ++part) {
-      const float* place = args.partials +
-                           ((tile * grid.parts + part) * Tile::kRows + row) * Tile::kColumns +
-                           column;
+      const float* place =
+          args.partials + ((number + part) * tile.rows + row) * tile.columns + column;
 #pragma unroll
       for (int j = 0; j < kSize; ++j) sums[j] += place[j];
     }
@@ -317,7 +327,8 @@ cudaError_t launch_implicit_gemm(const LaunchContext& context, const GemmArgs& a
       <<<blocks, Tile::kThreads, Tile::kSharedBytes, context.stream>>>(args, rows);
   const unsigned finishing = grid_blocks(context, most_rows * args.columns * args.groups,
                                          kFinishThreads * kChunkBytes, kFinishBlocks);
-  finish_kernel<Tile, Rows><<<finishing, kFinishThreads, 0, context.stream>>>(args, rows, blocks);
+  finish_kernel<typename Tile::Element, Rows>
+      <<<finishing, kFinishThreads, 0, context.stream>>>(args, rows, shape_of<Tile>(), blocks);
   return cudaGetLastError();
 }
 
