@@ -118,6 +118,23 @@ def block_structure(block: nn.Module) -> BlockStructure:
     return BlockStructure(tuple(stages), shortcut, squeeze, outer, shared is not None, left_out)
 
 
+def refusal(
+    structure: BlockStructure, depths: tuple[int, ...], sum_activation: str | None
+) -> str | None:
+    """Why a block has not as many stages, or not this activation after the sum; None if it has."""
+    if len(structure.stages) not in depths:
+        wanted = " or ".join(map(str, depths))
+        return f"it has {len(structure.stages)} convolutions in a row, not {wanted}"
+    outer = structure.outer
+    if outer is None:
+        return None
+    if sum_activation == "relu" and outer.function != "relu":
+        return f"its {outer.path} is a {outer.kind}, not a ReLU"
+    if sum_activation is None and not structure.is_outer_shared:
+        return f"it has an activation after its last layer, {outer.path}"
+    return None
+
+
 def branch_layers(module: nn.Module, path: str = "") -> Iterator[Leaf]:
     """The layers in the order in which they were registered, without those of the shortcut."""
     for name, child in module.named_children():

@@ -8,13 +8,19 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from perfconv.nn.batch_norm import activate, active_batch_norm, folded, has_statistics, normalized
-from perfconv.nn.block_structure import BlockStructure, NotResidual, Stage, block_structure
-from perfconv.nn.conv import PerforatedConv2d
+from perfconv.nn.batch_norm import (
+    activate,
+    active_batch_norm,
+    folded,
+    freeze_statistics,
+    has_statistics,
+    normalized,
+)
+from perfconv.nn.block_structure import BlockStructure, NotResidual, Stage, block_structure, refusal
 from perfconv.nn.gate import BinaryGate, PixelGate
 from perfconv.nn.hooks import is_tapped
+from perfconv.nn.stage_conv import as_bool, convolve, geometry, is_pointwise, pack_of
 from perfconv.ops.autograd import is_eager, may_need_gradient
-from perfconv.ops.conv import perforated_conv2d
 from perfconv.ops.conv_grad import output_size
 from perfconv.ops.conv_into import perforated_conv2d_into
 from perfconv.ops.mask import ActivePixels, compact_mask, expand_mask
@@ -65,17 +71,7 @@ class GatedBlock(nn.Module):
     @classmethod
     def why_not(cls, structure: BlockStructure) -> str | None:
         """Why a block of this structure is not of this family; None if it is."""
-        if len(structure.stages) not in cls.depths:
-            wanted = " or ".join(map(str, cls.depths))
-            return f"it has {len(structure.stages)} convolutions in a row, not {wanted}"
-        outer = structure.outer
-        if outer is None:
-            return None
-        if cls.sum_activation == "relu" and outer.function != "relu":
-            return f"its {outer.path} is a {outer.kind}, not a ReLU"
-        if cls.sum_activation is None and not structure.is_outer_shared:
-            return f"it has an activation after its last layer, {outer.path}"
-        return None
+        return refusal(structure, cls.depths, cls.sum_activation)
 
     def __init__(
         self,
@@ -420,7 +416,7 @@ class GatedBlock(nn.Module):
             conv = self._conv(stage)
             if self._is_squeezed(index):
                 return [None] * index + masks[::-1]
-            if not _is_pointwise(stage, conv):
+            if not is_pointwise(stage, conv):
                 mask = expand_mask(
                     as_bool(mask),
                     conv.kernel_size,
@@ -505,9 +501,7 @@ class GatedBlock(nn.Module):
 
     def _freeze(self) -> None:
         if self.batch_norm == "frozen":
-            for module in self.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
+            freeze_statistics(self)
 
     def extra_repr(self) -> str:
         defaults = {"execution": "auto", "gate_grad": "dense", "batch_norm": "frozen"}
@@ -516,58 +510,3 @@ class GatedBlock(nn.Module):
             for name, default in defaults.items()
             if getattr(self, name) != default
         )
-
-
-def convolve(
-    stage: Stage,
-    conv: nn.Conv2d,
-    features: Tensor,
-    mask: Tensor | ActivePixels,
-    weight: Tensor,
-    bias: Tensor | None,
-    *,
-    fill: str = "zero",
-    activation: str | None = None,
-    residual: Tensor | None = None,
-    base: Tensor | None = None,
-    activate_base: bool = False,
-) -> Tensor:
-    """The convolution of ``stage`` with this weight and bias at the pixels of ``mask``."""
-    return perforated_conv2d(
-        features,
-        weight,
-        mask,
-        bias,
-        **geometry(stage, conv),
-        fill=fill,
-        base=base,
-        residual=residual,
-        activation=activation,
-        activate_base=activate_base,
-        packed_weight=pack_of(conv, weight),
-    )
-
-
-def geometry(stage: Stage, conv: nn.Conv2d) -> dict:
-    """The arguments of the operators that are numbers of a stage's convolution."""
-    return {
-        "stride": conv.stride,
-        "padding": stage.padding,
-        "dilation": conv.dilation,
-        "groups": conv.groups,
-    }
-
-
-def pack_of(conv: nn.Conv2d, weight: Tensor) -> Tensor | None:
-    """The pack that ``conv`` keeps, if ``weight`` is its own."""
-    if isinstance(conv, PerforatedConv2d) and weight is conv.weight:
-        return conv.current_pack()
-    return None
-
-
-def as_bool(mask: Tensor | ActivePixels) -> Tensor:
-    return mask.mask if isinstance(mask, ActivePixels) else mask
-
-
-def _is_pointwise(stage: Stage, conv: nn.Conv2d) -> bool:
-    return (conv.kernel_size, conv.stride, stage.padding) == ((1, 1), (1, 1), (0, 0))

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import perfconv
 from perfconv.nn import GatedBlock, GatedChain
-from perfconv.nn.gated_block import convolve
+from perfconv.nn.stage_conv import convolve
 
 WRITES = "perfconv::perforated_conv2d_into"
 
