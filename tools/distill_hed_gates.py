@@ -141,7 +141,7 @@ def table() -> str:
                 row.append((agreement(run.edges, dense.edges), share))
         sums = [total + value for total, (value, _) in zip(sums, row, strict=True)]
         cells = " | ".join(f"{value:.3f} ({share:.1%})" for value, share in row)
-        lines.append(f"| {package}/{Path(file).name} | {cells} |")
+        lines.append(f"| {package}/{file} | {cells} |")
     means = " | ".join(f"**{total / len(TEST):.3f}**" for total in sums)
     return "\n".join([*lines, f"| mean | {means} |"])
 
