@@ -132,7 +132,7 @@ Tensor wgrad(const Tensor& grad_output, const Tensor& input, const Tensor& mask,
     const Tensor weight = torch::stable::empty(weight_shape, input.scalar_type());  // not read
     const DenseGrads grads =
         backward_dense(g, grad_output, input, weight, active, DenseWish{false, true, false});
-    return torch::stable::contiguous(grads.weight);
+    return in_order(grads.weight);
   }
   const GradProblem problem{.geometry = g,
                             .grad_output = to_channels_last(grad_output),
@@ -172,8 +172,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(
     grads.weight = sparse_wgrad(problem, chosen, is_channels_last(weight));
   }
   if (!wants_bias) grads.bias = torch::stable::empty({0}, grad_output.scalar_type());
-  grads.weight = is_channels_last(weight) ? to_channels_last(grads.weight)
-                                          : torch::stable::contiguous(grads.weight);
+  grads.weight = is_channels_last(weight) ? to_channels_last(grads.weight) : in_order(grads.weight);
   return {in_layout(grads.input, is_channels_last(input)), grads.weight, grads.bias};
 }
 

@@ -135,7 +135,7 @@ class ImplicitGemm {
         const int64_t pixel = tile * kernel_.tile_rows;
         const int64_t count = std::min(kernel_.tile_rows, pixels - pixel);
         alignas(64) Acc sums[kMaxTileRows * kMaxTileCols];
-        const NextLines next = column == column_begin ? rows.after(tile) : NextLines{};
+        const NextLines next = next_lines(rows, tile, tiles, column, column_begin, column_end);
         kernel_.multiply(rows.tile(tile), count, taps, depth, panel, next, sums);
         finish(sums, positions + pixel, count, group * g_.group_out_channels() + channel, channels);
       }
@@ -179,6 +179,24 @@ class ImplicitGemm {
     if (from == nullptr) return {};
     return {.begin = reinterpret_cast<const char*>(from + elements * tile / tiles),
             .end = reinterpret_cast<const char*>(from + elements * (tile + 1) / tiles)};
+  }
+
+  // What to fetch beside a tile: at the end of a column the panel of the next one, half a panel a
+  // tile (a depth step reads two lines and fetches one; KERNELS.md K-025); in the first column the
+  // input of the next tile.
+  template <class Rows>
+  NextLines next_lines(const Rows& rows, int64_t tile, int64_t tiles, int64_t column,
+                       int64_t column_begin, int64_t column_end) const {
+    const int64_t left = tiles - tile;
+    if (left <= 2 && column + 1 < column_end) {
+      const A* panel = panels_ + (column + 1) * plan_.panel_elements();
+      const A* middle = panel + plan_.panel_elements() / 2;
+      const A* begin = left == 2 || tiles == 1 ? panel : middle;
+      return {.begin = reinterpret_cast<const char*>(begin),
+              .end = reinterpret_cast<const char*>(
+                  begin == panel ? middle : panel + plan_.panel_elements())};
+    }
+    return column == column_begin ? rows.after(tile) : NextLines{};
   }
 
   void finish(const Acc* sums, const int32_t* positions, int64_t count, int64_t channel,

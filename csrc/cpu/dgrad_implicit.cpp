@@ -174,7 +174,8 @@ class DgradGemm {
       const A* const* rows = buffers.grad.data() + i;
       Acc* const* out = buffers.target.data() + i;
       if (channels == plan_.tile_cols) {
-        kernel_.accumulate(rows, skip, count, plan_.depth, panel, out, channel);
+        const int64_t next = std::min(kernel_.tile_rows, to - i - count);
+        kernel_.accumulate(rows, skip, count, plan_.depth, panel, out, channel, next);
       } else {
         accumulate_ragged(rows, skip, count, panel, out, channel, channels);
       }
@@ -187,7 +188,7 @@ class DgradGemm {
     alignas(64) Acc tile[kMaxTileRows * kMaxTileCols] = {};
     Acc* tile_rows[kMaxTileRows] = {};
     for (int64_t m = 0; m < count; ++m) tile_rows[m] = tile + m * plan_.tile_cols;
-    kernel_.accumulate(rows, skip, count, plan_.depth, panel, tile_rows, 0);
+    kernel_.accumulate(rows, skip, count, plan_.depth, panel, tile_rows, 0, 0);
     for (int64_t m = 0; m < count; ++m) {
       for (int64_t c = 0; c < channels; ++c) {
         out[m][channel + c] += tile[m * plan_.tile_cols + c];

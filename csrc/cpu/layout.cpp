@@ -61,9 +61,24 @@ Tensor transposed(const Tensor& image, bool channels_last) {
   return result;
 }
 
+// Whether an image lies in memory as (N, H, W, C) without gaps; a side of 1 may have any stride.
+bool is_rows_of_channels(const Tensor& image) {
+  int64_t expected = 1;
+  for (const int64_t side : {1, 3, 2, 0}) {
+    if (image.size(side) != 1 && image.stride(side) != expected) return false;
+    expected *= image.size(side);
+  }
+  return expected > 0;
+}
+
 }  // namespace
 
+Tensor in_order(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
 Tensor to_channels_last(const Tensor& image) {
+  if (is_rows_of_channels(image)) return image;
   const bool is_plain = image.is_contiguous() && image.size(1) > 1 && image.numel() > 0 &&
                         image.size(2) * image.size(3) > 1;
   if (is_plain) return transposed(image, true);
@@ -71,13 +86,8 @@ Tensor to_channels_last(const Tensor& image) {
 }
 
 Tensor to_contiguous(const Tensor& image) {
-  const int64_t channels = image.size(1);
-  const bool is_channels_last_dense = image.numel() > 0 && image.stride(1) == 1 &&
-                                      image.stride(3) == channels &&
-                                      image.stride(2) == image.size(3) * channels &&
-                                      image.stride(0) == image.size(2) * image.size(3) * channels;
-  if (image.is_contiguous() || !is_channels_last_dense) return torch::stable::contiguous(image);
-  return transposed(image, false);
+  if (image.is_contiguous()) return image;
+  return is_rows_of_channels(image) ? transposed(image, false) : torch::stable::contiguous(image);
 }
 
 Tensor in_layout(const Tensor& image, bool channels_last) {

@@ -9,6 +9,10 @@ namespace perfconv::cpu {
 // The image in channels_last memory; itself if it is already.
 torch::stable::Tensor to_channels_last(const torch::stable::Tensor& image);
 
+// A tensor in contiguous memory, as it is if it lies so: torch would be asked by name, which takes
+// microseconds (KERNELS.md K-025).
+torch::stable::Tensor in_order(const torch::stable::Tensor& tensor);
+
 // An image (or weight) in contiguous memory; itself if it is already.
 torch::stable::Tensor to_contiguous(const torch::stable::Tensor& image);
 

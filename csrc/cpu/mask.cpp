@@ -36,7 +36,7 @@ int64_t ActiveList::lower_bound(int64_t position) const {
 }
 
 ActiveList compact(const Tensor& mask, int64_t batch) {
-  const Tensor bytes = torch::stable::contiguous(mask);
+  const Tensor bytes = in_order(mask);
   const int64_t pixels = mask.size(2) * mask.size(3);
   const uint8_t* from = data<uint8_t>(bytes);
   ActiveList list;
@@ -108,7 +108,7 @@ Tensor expand_mask(const Tensor& mask, const std::vector<int64_t>& kernel_size,
       check_expand_mask(mask, kernel_size, stride, padding, dilation, input_size);
   const Tensor expanded = torch::stable::new_zeros(mask, {g.batch, 1, g.in_height, g.in_width});
   if (expanded.numel() == 0) return expanded;
-  const Tensor bytes = torch::stable::contiguous(mask);
+  const Tensor bytes = in_order(mask);
   const auto* from = data<uint8_t>(bytes);
   auto* to = mutable_data<uint8_t>(expanded);
   std::vector<uint8_t> row(static_cast<size_t>(g.in_width));

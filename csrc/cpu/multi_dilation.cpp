@@ -36,7 +36,7 @@ void append(ActiveList& list, int64_t position) {
 }
 
 BranchLists branch_lists(const char* op, const Tensor& choice, int64_t branches) {
-  const Tensor values = torch::stable::contiguous(choice);
+  const Tensor values = in_order(choice);
   const int32_t* chosen = data<int32_t>(values);
   const int64_t pixels = choice.numel();
   std::vector<int64_t> counts(static_cast<size_t>(branches), 0);
@@ -124,7 +124,7 @@ Tensor multi_dilation_conv2d(const Tensor& input, const Tensor& weight, const Te
     branch.weight = branch_tensor(weight, problem.is_tied, k);
     branch.packed = has_rows ? OptionalTensor(torch::stable::select(*packed_weight, 0, k)) : packed;
     if (bias) {
-      branch.bias = torch::stable::contiguous(branch_tensor(*bias, bias->dim() == 1, k));
+      branch.bias = in_order(branch_tensor(*bias, bias->dim() == 1, k));
     }
     branch.fill = Fill::kNone;
     branch.active = &list;

@@ -11,7 +11,13 @@ namespace {
 
 bool is_tuned(StorageType storage) {
   if (storage == StorageType::kFloat) return isa() != Isa::kPortable;
-  return storage == StorageType::kBFloat16 && isa() == Isa::kAvx512Bf16 && !has_amx_bf16();
+  return storage == StorageType::kBFloat16 && isa() >= Isa::kAvx512 && !has_amx_bf16();
+}
+
+// bfloat16 multiplied as float, at twice the rate of oneDNN's dot products where the processor has
+// slow ones, and far above its emulation where it has none (KERNELS.md K-024).
+bool beats_dense_bfloat16(StorageType storage) {
+  return storage == StorageType::kBFloat16 && isa() == Isa::kAvx512;
 }
 
 // Break-even densities against oneDNN, by shape class: the highest density measured at which the
@@ -86,6 +92,7 @@ const char* algorithm_name(ConvAlgorithm algorithm) {
 
 double break_even_density(const ConvGeometry& g, StorageType storage, Pass pass) {
   if (!is_tuned(storage)) return 0.0;
+  if (&shape_class(g) == &kWide && beats_dense_bfloat16(storage)) return 1.0;
   if (pass == Pass::kForward) return forward_class(g, storage).forward;
   return always_wins_backward(g, storage) ? 1.0 : shape_class(g).backward;
 }

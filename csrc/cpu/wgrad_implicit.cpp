@@ -1,10 +1,10 @@
 // Weight gradient as a GEMM over the active pixels: dW[t][c][n] = sum over p of X[p + t, c] dY[p,
 // n].
 //
-// A block of active pixels is taken at a time: its dY rows are copied into panels, its X rows are
-// reached through pointers (or interleaved two by two for dot-product instructions). The sums of
-// one (tap, channel tile) belong to one thread, which adds the blocks in ascending order: results
-// do not depend on the number of threads.
+// A block of active pixels is taken at a time: its dY rows are copied into panels, and for each tap
+// its X rows into rows that do not share cache sets (interleaved two by two for dot-product
+// instructions). The sums of one (tap, channel tile) belong to one thread, which adds the blocks in
+// ascending order: results do not depend on the number of threads.
 #include <algorithm>
 
 #include "cpu/conv.h"
@@ -16,7 +16,10 @@
 namespace perfconv::cpu {
 namespace {
 
-constexpr int64_t kBlockPixels = 192;  // a 32-column panel of floats is 24 KiB: half the L1
+// A 32-column panel of 192 floats is 24 KiB, half the L1. With more sums than the second-level
+// cache holds, each is loaded half as often (KERNELS.md K-026).
+constexpr int64_t kBlockPixels = 192;
+constexpr int64_t kManySums = 512 << 10;
 
 template <class T, class A, class Acc>
 class WgradGemm {
@@ -29,9 +32,13 @@ class WgradGemm {
         grad_(data<T>(problem.grad_output)),
         input_(data<T>(problem.operand)),
         channel_tiles_((g_.group_in_channels() + kernel_.tile_rows - 1) / kernel_.tile_rows),
+        // Equal heights: a tile of few rows is bound by the latency of its sums.
+        tile_channels_((g_.group_in_channels() + channel_tiles_ - 1) / channel_tiles_),
         padded_(plan.panel_blocks * plan.tile_cols),
         scratch_(g_.groups * g_.taps() * g_.group_in_channels() * padded_ *
                  static_cast<int64_t>(sizeof(Acc))),
+        block_pixels_(g_.taps() * g_.group_in_channels() * padded_ > kManySums ? 2 * kBlockPixels
+                                                                               : kBlockPixels),
         sums_(scratch_.data<Acc>()),
         zeros_(static_cast<size_t>(std::max(g_.group_in_channels(), g_.group_out_channels())),
                T{}) {}
@@ -46,11 +53,11 @@ class WgradGemm {
  private:
   void run_items(int64_t begin, int64_t end) {
     const int64_t count = problem_.active->count;
-    std::vector<A> panels(static_cast<size_t>(kBlockPixels * padded_));
+    std::vector<A> panels(static_cast<size_t>(block_pixels_ * padded_));
     Left left(*this);
     // At least one block, empty if there is no active pixel: the first one sets the sums.
-    for (int64_t block = 0; block < std::max<int64_t>(count, 1); block += kBlockPixels) {
-      const int64_t pixels = std::min(kBlockPixels, count - block);
+    for (int64_t block = 0; block < std::max<int64_t>(count, 1); block += block_pixels_) {
+      const int64_t pixels = std::min(block_pixels_, count - block);
       left.start(block, pixels);
       int64_t group = -1;
       for (int64_t item = begin; item < end;) {
@@ -105,63 +112,80 @@ class WgradGemm {
     convert_row(first, to, channels);
   }
 
-  // The X rows of a block at one tap, as GemmKernel::outer takes them.
+  // The X rows of a block at one tap, as GemmKernel::outer takes them. Copied even where they could
+  // be read in place: rows a power of two apart share few cache sets (KERNELS.md K-026).
   class Left {
    public:
     explicit Left(const WgradGemm& gemm)
         : gemm_(gemm),
-          // 64 bytes of padding: rows of a power-of-two length would share few cache sets
           pitch_(gemm.g_.group_in_channels() * gemm.plan_.depth_step + 64 / sizeof(A)),
-          rows_(kBlockPixels) {
-      if (!gemm.is_direct()) copies_.resize(static_cast<size_t>(kBlockPixels * pitch_));
-    }
+          copies_(static_cast<size_t>(gemm.block_pixels_ * pitch_)) {}
 
-    // The receptive fields of a block, once for all taps.
+    // Where the pixels of a block read, once for all taps.
     void start(int64_t block, int64_t pixels) {
-      fields_.resize(static_cast<size_t>(pixels));
+      const ConvGeometry& g = gemm_.g_;
+      pixels_.resize(static_cast<size_t>(pixels));
+      rows_.resize(static_cast<size_t>(pixels));
       for (int64_t i = 0; i < pixels; ++i) {
-        fields_[i] = receptive_field(gemm_.g_, gemm_.problem_.active->positions[block + i]);
+        const Receptive field = receptive_field(g, gemm_.problem_.active->positions[block + i]);
+        const int64_t last_y = field.y + (g.kernel_height - 1) * g.dilation_h;
+        const int64_t last_x = field.x + (g.kernel_width - 1) * g.dilation_w;
+        pixels_[i] = {.field = field,
+                      .origin = ((field.image * g.in_height + field.y) * g.in_width + field.x) *
+                                g.in_channels,
+                      .is_inside = field.y >= 0 && field.x >= 0 && last_y < g.in_height &&
+                                   last_x < g.in_width};
       }
       steps_ = gemm_.steps(pixels);
     }
 
     void fill(int64_t group, int64_t tap) {
-      const auto pixels = static_cast<int64_t>(fields_.size());
-      const int64_t step = gemm_.plan_.depth_step;
-      const int64_t channels = gemm_.g_.group_in_channels();
+      const ConvGeometry& g = gemm_.g_;
+      const auto pixels = static_cast<int64_t>(pixels_.size());
+      const int64_t channels = g.group_in_channels();
       // Divisions once a tap, not once a row (KERNELS.md K-016).
-      const int64_t down = tap / gemm_.g_.kernel_width * gemm_.g_.dilation_h;
-      const int64_t right = tap % gemm_.g_.kernel_width * gemm_.g_.dilation_w;
-      const int64_t channel = group * channels;
-      for (int64_t i = 0; i < pixels; i += step) {
-        const T* first = gemm_.input_row(fields_[i], down, right, channel);
-        if constexpr (std::is_same_v<T, A>) {
-          if (gemm_.is_direct()) {
-            rows_[static_cast<size_t>(i)] = first;
-            continue;
-          }
+      const int64_t down = tap / g.kernel_width * g.dilation_h;
+      const int64_t right = tap % g.kernel_width * g.dilation_w;
+      const int64_t offset = (down * g.in_width + right) * g.in_channels + group * channels;
+      for (int64_t i = 0; i < pixels; ++i) {
+        const Pixel& pixel = pixels_[i];
+        rows_[i] = pixel.is_inside ? gemm_.input_ + (pixel.origin + offset)
+                                   : gemm_.input_row(pixel.field, down, right, group * channels);
+      }
+      if constexpr (std::is_same_v<A, AccumulateType<T>>) {
+        const RowKernel<T, A>& row = row_kernel<T>(kernels());
+        for (int64_t i = 0; i < pixels; ++i) {
+          row.widen(rows_[i], copies_.data() + i * pitch_, channels);
         }
-        A* to = copies_.data() + i / step * pitch_;
-        rows_[static_cast<size_t>(i / step)] = to;
-        const T* second =
-            i + 1 < pixels ? gemm_.input_row(fields_[i + 1], down, right, channel) : nullptr;
-        gemm_.store_step(first, second, channels, to);
+      } else {
+        const int64_t step = gemm_.plan_.depth_step;
+        for (int64_t i = 0; i < pixels; i += step) {
+          gemm_.store_step(rows_[i], i + 1 < pixels ? rows_[i + 1] : nullptr, channels,
+                           copies_.data() + i / step * pitch_);
+        }
       }
     }
 
-    const A* const* rows() const { return rows_.data(); }
+    const A* rows(int64_t channel) const {
+      return copies_.data() + channel * gemm_.plan_.depth_step;
+    }
+    int64_t pitch() const { return pitch_; }
     int64_t steps() const { return steps_; }
 
    private:
+    struct Pixel {
+      Receptive field;
+      int64_t origin;  // of its first tap, in elements of the input
+      bool is_inside;  // all its taps are
+    };
+
     const WgradGemm& gemm_;
     int64_t pitch_;
-    std::vector<Receptive> fields_;
-    std::vector<const A*> rows_;
+    std::vector<Pixel> pixels_;
+    std::vector<const T*> rows_;  // of the tap at hand
     std::vector<A> copies_;
     int64_t steps_ = 0;
   };
-
-  bool is_direct() const { return std::is_same_v<T, A> && plan_.depth_step == 1; }
 
   const T* input_row(const Receptive& field, int64_t down, int64_t right, int64_t channel) const {
     const int64_t y = field.y + down;
@@ -173,19 +197,28 @@ class WgradGemm {
   void multiply(Left& left, const A* panels, int64_t group, int64_t tap, int64_t first_tile,
                 int64_t tiles, bool is_first) {
     const int64_t panel_elements = left.steps() * plan_.tile_cols * plan_.depth_step;
-    Acc* sums = sums_ + (group * g_.taps() + tap) * g_.group_in_channels() * padded_;
+    const int64_t channels = g_.group_in_channels();
+    const int64_t end = std::min((first_tile + tiles) * tile_channels_, channels);
+    Acc* column_sums = sums_ + (group * g_.taps() + tap) * channels * padded_;
     for (int64_t column = 0; column < plan_.panel_blocks; ++column) {
-      for (int64_t tile = first_tile; tile < first_tile + tiles; ++tile) {
-        const int64_t channel = tile * kernel_.tile_rows;
-        const int64_t count = std::min(kernel_.tile_rows, g_.group_in_channels() - channel);
-        kernel_.outer(left.rows(), channel, panels + column * panel_elements, left.steps(), count,
-                      is_first, sums + channel * padded_ + column * plan_.tile_cols, padded_);
+      for (int64_t channel = first_tile * tile_channels_; channel < end;
+           channel += tile_channels_) {
+        const int64_t count = std::min(tile_channels_, end - channel);
+        Acc* sums = column_sums + channel * plan_.tile_cols;
+        const Acc* next = sums + count * plan_.tile_cols;
+        const Acc* next_end = next + std::min(count, end - channel - count) * plan_.tile_cols;
+        kernel_.outer(left.rows(channel), left.pitch(), panels + column * panel_elements,
+                      left.steps(), count, is_first,
+                      {.begin = reinterpret_cast<const char*>(next),
+                       .end = reinterpret_cast<const char*>(next_end)},
+                      sums);
       }
+      column_sums += channels * plan_.tile_cols;
     }
   }
 
-  // sums [group][tap][c][n padded] to the weight's (C_out, C_in / groups, taps), or channels_last
-  // (C_out, taps, C_in / groups), transposed in blocks of tile_cols output channels.
+  // sums [group][tap][panel][c][tile_cols] to the weight's (C_out, C_in / groups, taps), or
+  // channels_last (C_out, taps, C_in / groups), transposed a panel at a time.
   void store() const {
     const int64_t channels = g_.group_in_channels();
     const int64_t width = g_.group_out_channels();
@@ -204,11 +237,13 @@ class WgradGemm {
   void store_block(int64_t group, int64_t first, int64_t outputs, T* result) const {
     const int64_t channels = g_.group_in_channels();
     const int64_t taps = g_.taps();
-    const Acc* sums = sums_ + group * taps * channels * padded_ + first;
+    const Acc* sums = sums_ + group * taps * channels * padded_ + first * channels;
     std::vector<const Acc*> from(static_cast<size_t>(channels * taps));
     const bool has_tap_rows = is_channels_last(problem_.result);
     for (int64_t k = 0; k < channels * taps; ++k) {
-      from[k] = sums + (has_tap_rows ? k : k % taps * channels + k / taps) * padded_;
+      const int64_t tap = has_tap_rows ? k / channels : k % taps;
+      const int64_t channel = has_tap_rows ? k % channels : k / taps;
+      from[k] = sums + tap * channels * padded_ + channel * plan_.tile_cols;
     }
     if constexpr (std::is_same_v<Acc, double>) {
       for (int64_t n = 0; n < outputs; ++n) {
@@ -242,8 +277,10 @@ class WgradGemm {
   const T* grad_;
   const T* input_;
   int64_t channel_tiles_;
+  int64_t tile_channels_;
   int64_t padded_;  // output channels of a group, rounded up to whole panels
   Scratch scratch_;
+  int64_t block_pixels_;
   Acc* sums_;
   std::vector<T> zeros_;
 };

@@ -30,6 +30,8 @@ def int_pair(op: str, name: str, value: IntPair) -> list[int]:
 
 def is_int(value: object) -> bool:
     """An integer, known or symbolic; True and False are none."""
+    if type(value) is int:  # the usual case
+        return True
     return isinstance(value, int | torch.SymInt) and not isinstance(value, bool)
 
 
@@ -90,6 +92,23 @@ def check_tensor(op: str, name: str, value: Tensor) -> None:
         )
 
 
+def are_alike(first: Tensor, *others: Tensor | None) -> bool:
+    """Whether all are dense tensors of one supported dtype: one look for the usual call.
+
+    Here and on the way to the operator, a Python frame less is a microsecond when caches are cold
+    (KERNELS.md K-025).
+    """
+    if not isinstance(first, Tensor) or first.dtype not in DTYPES:
+        return False
+    dtype = first.dtype
+    for value in others:
+        if value is not None and not (
+            isinstance(value, Tensor) and value.dtype is dtype and value.layout is torch.strided
+        ):
+            return False
+    return first.layout is torch.strided
+
+
 def check_same_dtype(op: str, name: str, value: Tensor | None, input: Tensor) -> None:
     """``value``, if there is one, has the dtype of ``input``."""
     if value is None:
@@ -102,13 +121,19 @@ def check_same_dtype(op: str, name: str, value: Tensor | None, input: Tensor) ->
         )
 
 
+def is_autocast(input: Tensor) -> bool:
+    """Whether autocast is on for the device of ``input``."""
+    device = input.device.type
+    return device != "meta" and torch.is_autocast_enabled(device)
+
+
 def autocast(input: Tensor, *others: Tensor | None) -> list:
     """The tensors in the autocast dtype, if autocast is on for the device of ``input``.
 
     float64 is left alone, as torch does.
     """
     values = [input, *others]
-    if input.device.type == "meta" or not torch.is_autocast_enabled(input.device.type):
+    if not is_autocast(input):
         return values
     dtype = torch.get_autocast_dtype(input.device.type)
     return [

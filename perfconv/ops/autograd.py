@@ -16,6 +16,9 @@ Argument = Tensor | int | float | str | bool | list[int] | None
 Operation = Callable[..., Any]  # to a tensor, or to a tuple of them
 Context = Any  # torch's objects for setup_context, backward and vmap; attributes are set freely
 
+are_transforms_active = torch._C._are_functorch_transforms_active
+BelowAutograd = torch._C._AutoDispatchBelowAutograd
+
 
 def differentiable(
     name: str,
@@ -54,7 +57,7 @@ def differentiable(
 
         @staticmethod
         def forward(ctx: Context, *arguments: Argument) -> Any:
-            with torch._C._AutoDispatchBelowAutograd():
+            with BelowAutograd():
                 output = op(*arguments)
             setup_context(ctx, arguments, output)
             return output
@@ -66,7 +69,7 @@ def differentiable(
         if is_eager():
             if may_need_gradient(arguments):
                 return EagerFunction.apply(*arguments)
-            with torch._C._AutoDispatchBelowAutograd():
+            with BelowAutograd():
                 return op(*arguments)
         if forward_ad._current_level >= 0:  # the operator alone would drop tangents silently
             try:
@@ -92,17 +95,18 @@ def needs_function(arguments: Sequence[Argument]) -> bool:
 
 def may_need_gradient(arguments: Sequence[Argument]) -> bool:
     """Whether autograd records and an argument requires a gradient."""
-    return torch.is_grad_enabled() and any(
-        isinstance(argument, Tensor) and argument.requires_grad for argument in arguments
-    )
+    if not torch.is_grad_enabled():
+        return False
+    for argument in arguments:  # noqa: SIM110  (a generator is a frame more, K-025)
+        if isinstance(argument, Tensor) and argument.requires_grad:
+            return True
+    return False
 
 
 def is_eager() -> bool:
     """Whether neither torch.compile, torch.export, torch.func nor forward mode looks on."""
     return not (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
+        torch.compiler.is_compiling() or are_transforms_active() or forward_ad._current_level >= 0
     )
 
 

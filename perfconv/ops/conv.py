@@ -6,6 +6,7 @@ from torch import Tensor
 from perfconv import _ext
 from perfconv.ops.arguments import (
     IntPair,
+    are_alike,
     autocast,
     check_bool_mask,
     check_int,
@@ -13,6 +14,7 @@ from perfconv.ops.arguments import (
     check_tensor,
     four_sided_padding,
     int_pair,
+    is_autocast,
 )
 from perfconv.ops.conv_grad import differentiable_conv
 from perfconv.ops.mask import ActivePixels
@@ -90,20 +92,22 @@ def perforated_conv2d(
         (torch.Size([1, 6, 8, 8]), True)
     """
     op = "perforated_conv2d"
-    check_tensor(op, "input", input)
-    check_tensor(op, "weight", weight)
-    for name, value in (
-        ("bias", bias), ("base", base), ("residual", residual), ("packed_weight", packed_weight)
-    ):  # fmt: skip
-        if value is not None:
-            check_tensor(op, name, value)
-    input, weight, bias, base, residual = autocast(input, weight, bias, base, residual)
-    check_same_dtype(op, "weight", weight, input)
-    check_same_dtype(op, "bias", bias, input)
-    check_same_dtype(op, "base", base, input)
-    check_same_dtype(op, "residual", residual, input)
+    if not are_alike(input, weight, bias, base, residual) or is_autocast(input):
+        check_tensor(op, "input", input)
+        check_tensor(op, "weight", weight)
+        for name, value in (("bias", bias), ("base", base), ("residual", residual)):
+            if value is not None:
+                check_tensor(op, name, value)
+        input, weight, bias, base, residual = autocast(input, weight, bias, base, residual)
+        check_same_dtype(op, "weight", weight, input)
+        check_same_dtype(op, "bias", bias, input)
+        check_same_dtype(op, "base", base, input)
+        check_same_dtype(op, "residual", residual, input)
+    if packed_weight is not None:
+        check_tensor(op, "packed_weight", packed_weight)
     check_names(op, fill, activation, algorithm, groups, expected_density)
-    _check_flag(op, activate_base)
+    if type(activate_base) is not bool:
+        _refuse_flag(op, activate_base)
     active_idx: Tensor | None = None
     count: Tensor | None = None
     if isinstance(mask, ActivePixels):
@@ -132,7 +136,9 @@ def perforated_conv2d(
         count,
         packed_weight,
         steps,
-        four_sided_padding(op, padding, weight.shape[2:], spacing, steps),
+        [padding] * 4
+        if type(padding) is int and abs(padding) < 2**63  # the usual case
+        else four_sided_padding(op, padding, weight.shape[2:], spacing, steps),
         spacing,
         groups,
         fill,
@@ -140,7 +146,7 @@ def perforated_conv2d(
         activate_base,
         expected_density,
         algorithm,
-        torch_allows_tf32(),
+        input.is_cuda and torch_allows_tf32(),  # no other device has a use for it
     )
     return output.squeeze(0) if is_unbatched else output
 
@@ -244,7 +250,8 @@ def check_names(
 ) -> None:
     if fill not in FILLS or activation not in ACTIVATIONS or algorithm not in ALGORITHMS:
         _refuse_name(op, fill, activation, algorithm)
-    check_int(op, "groups", groups)
+    if type(groups) is not int:
+        check_int(op, "groups", groups)
     if expected_density is None:
         return
     if isinstance(expected_density, bool) or not isinstance(expected_density, int | float):
@@ -259,12 +266,11 @@ def check_names(
         )
 
 
-def _check_flag(op: str, activate_base: bool) -> None:
-    if not isinstance(activate_base, bool):
-        raise TypeError(
-            f"{op}: activate_base must be a bool, got {type(activate_base).__name__}. "
-            "Give True or False."
-        )
+def _refuse_flag(op: str, activate_base: bool) -> None:
+    raise TypeError(
+        f"{op}: activate_base must be a bool, got {type(activate_base).__name__}. "
+        "Give True or False."
+    )
 
 
 def _refuse_name(op: str, fill: str, activation: str | None, algorithm: str) -> None:

@@ -9,6 +9,7 @@
 // matrix is made (the indirect convolution idea; kernels run at the dense rate, see KERNELS.md).
 #pragma once
 
+#include <algorithm>
 #include <utility>
 
 #include "cpu/kernels/kernel_table.h"
@@ -82,7 +83,10 @@ void multiply_rows(const typename V::Element* const* rows, int64_t taps, int64_t
 template <class V, int kRows, int kVecs>
 void accumulate_rows(const typename V::Element* const* rows, int64_t first, int64_t depth,
                      const typename V::Element* panel, typename V::Sum* const* out,
-                     int64_t out_first) {
+                     int64_t out_first, int64_t next_count) {
+  constexpr int64_t kLine = kCacheLine / sizeof(typename V::Sum);
+  constexpr int64_t kRowLines = std::max<int64_t>(1, kVecs * V::kLanes / kLine);
+  int64_t fetched = 0;
   const typename V::Element* pixel[kRows];
   TileSums<V, kRows, kVecs> sums;
 #pragma GCC unroll 16
@@ -96,6 +100,11 @@ void accumulate_rows(const typename V::Element* const* rows, int64_t first, int6
   for (int64_t k = 0; k < depth; k += V::kDepthStep) {
     step<V, kRows, kVecs>(sums, panel, [&](int m) { return pixel[m] + k; });
     panel += kVecs * V::kLanes * V::kDepthStep;
+    if (fetched < next_count * kRowLines) {  // one line a step: a burst would stall
+      __builtin_prefetch(out[kRows + fetched / kRowLines] + out_first + fetched % kRowLines * kLine,
+                         1, 3);
+      ++fetched;
+    }
   }
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) {
@@ -107,27 +116,32 @@ void accumulate_rows(const typename V::Element* const* rows, int64_t first, int6
 }
 
 template <class V, int kRows, int kVecs>
-void outer_rows(const typename V::Element* const* left_rows, int64_t first,
-                const typename V::Element* right, int64_t steps, bool is_first,
-                typename V::Sum* out, int64_t out_stride) {
+void outer_rows(const typename V::Element* left, int64_t left_pitch,
+                const typename V::Element* right, int64_t steps, bool is_first, NextLines next,
+                typename V::Sum* out) {
+  constexpr int64_t kCols = kVecs * V::kLanes;
   TileSums<V, kRows, kVecs> sums;
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 4
     for (int j = 0; j < kVecs; ++j) {
-      sums.value[m][j] = is_first ? V::zero() : V::load_sum(out + m * out_stride + j * V::kLanes);
+      sums.value[m][j] = is_first ? V::zero() : V::load_sum(out + m * kCols + j * V::kLanes);
     }
   }
   for (int64_t k = 0; k < steps; ++k) {
-    const typename V::Element* left = left_rows[k] + first * V::kDepthStep;
     step<V, kRows, kVecs>(sums, right, [&](int m) { return left + m * V::kDepthStep; });
-    right += kVecs * V::kLanes * V::kDepthStep;
+    left += left_pitch;
+    right += kCols * V::kDepthStep;
+    if (next.begin < next.end) {
+      __builtin_prefetch(next.begin, 1, 3);
+      next.begin += kCacheLine;
+    }
   }
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 4
     for (int j = 0; j < kVecs; ++j) {
-      V::store_sum(out + m * out_stride + j * V::kLanes, sums.value[m][j]);
+      V::store_sum(out + m * kCols + j * V::kLanes, sums.value[m][j]);
     }
   }
 }
@@ -162,16 +176,17 @@ GemmKernel<typename V::Element, typename V::Sum> make_gemm_kernel() {
     });
   };
   kernel.accumulate = [](const Element* const* rows, int64_t first, int64_t count, int64_t depth,
-                         const Element* panel, Sum* const* out, int64_t out_first) {
+                         const Element* panel, Sum* const* out, int64_t out_first,
+                         int64_t next_count) {
     visit_rows<kTileRows>(count, [&](auto m) {
-      accumulate_rows<V, decltype(m)::value, kVecs>(rows, first, depth, panel, out, out_first);
+      accumulate_rows<V, decltype(m)::value, kVecs>(rows, first, depth, panel, out, out_first,
+                                                    next_count);
     });
   };
-  kernel.outer = [](const Element* const* left_rows, int64_t first, const Element* right,
-                    int64_t steps, int64_t count, bool is_first, Sum* out, int64_t out_stride) {
+  kernel.outer = [](const Element* left, int64_t left_pitch, const Element* right, int64_t steps,
+                    int64_t count, bool is_first, NextLines next, Sum* out) {
     visit_rows<kTileRows>(count, [&](auto m) {
-      outer_rows<V, decltype(m)::value, kVecs>(left_rows, first, right, steps, is_first, out,
-                                               out_stride);
+      outer_rows<V, decltype(m)::value, kVecs>(left, left_pitch, right, steps, is_first, next, out);
     });
   };
   return kernel;

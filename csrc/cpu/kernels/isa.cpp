@@ -39,14 +39,23 @@ Isa best_isa() {
 #endif
 }
 
+// Intel's processors issue the bfloat16 dot product at half the rate of a float multiply-add, so
+// that it multiplies no faster and rounds more (KERNELS.md K-024); AMD's at the same rate.
+Isa preferred_isa(Isa best) {
+#ifdef PERFCONV_X86_KERNELS
+  if (best == Isa::kAvx512Bf16 && __builtin_cpu_is("intel")) return Isa::kAvx512;
+#endif
+  return best;
+}
+
 Isa choose_isa() {
   const Isa best = best_isa();
   const char* wanted = std::getenv("PERFCONV_ISA");
-  if (wanted == nullptr) return best;
+  if (wanted == nullptr) return preferred_isa(best);
   for (const Isa candidate : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16}) {
     if (candidate <= best && std::strcmp(wanted, name_of(candidate)) == 0) return candidate;
   }
-  return best;
+  return preferred_isa(best);
 }
 
 }  // namespace

@@ -6,7 +6,7 @@ namespace perfconv::cpu {
 
 enum class Isa { kPortable, kAvx2, kAvx512, kAvx512Bf16 };
 
-// The best one this processor has, or the one named by the test switch PERFCONV_ISA (portable,
+// The fastest one this processor has, or the one named by the test switch PERFCONV_ISA (portable,
 // avx2, avx512, avx512_bf16) if the processor has it; read once.
 Isa isa();
 

@@ -39,16 +39,16 @@ struct GemmKernel {
                    NextLines next, Acc* tile) = nullptr;
 
   // out[m][out_first + n] += sum over k < depth of rows[m][first + k] * panel[k][n], n < tile_cols,
-  // for m < count.
+  // for m < count. The sums of the next_count rows after these are fetched meanwhile: out goes on.
   void (*accumulate)(const A* const* rows, int64_t first, int64_t count, int64_t depth,
-                     const A* panel, Acc* const* out, int64_t out_first) = nullptr;
+                     const A* panel, Acc* const* out, int64_t out_first,
+                     int64_t next_count) = nullptr;
 
-  // out[m * out_stride + n] += sum over k < steps of left_rows[k][first + m] * right[k][n], n <
-  // tile_cols,
-  // for m < count; is_first: = instead of +=. right is laid out like a panel; left_rows[k] holds
-  // depth_step interleaved depths.
-  void (*outer)(const A* const* left_rows, int64_t first, const A* right, int64_t steps,
-                int64_t count, bool is_first, Acc* out, int64_t out_stride) = nullptr;
+  // out[m * tile_cols + n] += sum over k < steps of left[k * left_pitch + m] * right[k][n], n <
+  // tile_cols, for m < count; is_first: = instead of +=. right is laid out like a panel; left holds
+  // depth_step interleaved depths, and left_pitch counts elements.
+  void (*outer)(const A* left, int64_t left_pitch, const A* right, int64_t steps, int64_t count,
+                bool is_first, NextLines next, Acc* out) = nullptr;
 };
 
 // Work along the channels of one pixel. T is the storage type, Acc the type of the sums.
