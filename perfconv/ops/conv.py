@@ -146,7 +146,7 @@ def perforated_conv2d(
         activate_base,
         expected_density,
         algorithm,
-        input.is_cuda and torch_allows_tf32(),  # no other device has a use for it
+        torch_allows_tf32(),
     )
     return output.squeeze(0) if is_unbatched else output
 
