@@ -100,8 +100,13 @@ def update(target: Path, text: str) -> None:
         raise SystemExit(f"{target} has no lines {BEGIN!r} and {END!r}; add them first.")
     before, rest = content.split(BEGIN, 1)
     after = rest.split(END, 1)[1]
+    write_atomically(target, f"{before}{BEGIN}\n{text}\n{END}{after}")
+
+
+def write_atomically(target: Path, text: str) -> None:
+    """Writes a file under another name beside it, then moves it into place."""
     new = target.with_suffix(target.suffix + ".new")
-    new.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+    new.write_text(text)
     os.replace(new, target)
 
 

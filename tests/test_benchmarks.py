@@ -3,34 +3,22 @@
 Timings are never judged here.
 """
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
+from benchmark_scripts import load_scripts
 
 
 @pytest.fixture
 def scripts(monkeypatch):
     """The scripts as modules."""
-    monkeypatch.syspath_prepend(str(FOLDER))
     threads = torch.get_num_threads()
-    names = (
-        "problems", "timing", "timing_cuda", "results_file", "gated_models", "bench_conv",
-        "bench_cuda", "bench_block", "bench_network", "report",
-    )  # fmt: skip
-    loaded = {}
-    for name in names:
-        spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, name, module)
-        spec.loader.exec_module(module)
-        loaded[name] = module
-    yield loaded
+    yield load_scripts(
+        monkeypatch,
+        *("problems", "timing", "timing_cuda", "results_file", "gated_models", "bench_conv"),
+        *("bench_cuda", "bench_block", "bench_network", "bench_pool", "report"),
+    )
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = False
     torch.backends.cuda.matmul.allow_tf32 = False
