@@ -186,8 +186,8 @@ struct GradArgs {
   bool allow_tf32 = false;
   const void* grad_output = nullptr;  // (N, H_out, W_out, C_out)
   const void* operand = nullptr;      // dgrad: weight; wgrad: input
-  MaskArgs mask;
-  ActiveArgs active;
+  MaskArgs mask{};
+  ActiveArgs active{};
   void* workspace = nullptr;
   void* result = nullptr;  // dgrad: (N, H, W, C_in); wgrad: (C_out, C_in / groups, K_h, K_w)
   // launch_dgrad_implicit: (N, H, W, C_in), to which it adds the gradient instead of writing result
