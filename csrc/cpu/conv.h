@@ -23,7 +23,7 @@ struct ForwardProblem {
   Activation base_activation = Activation::kNone;
   const ActiveList* active = nullptr;
   // The implicit GEMM adds tap after tap: for rows that lie so far apart, by their dilation or by
-  // their pixels, that a chunk's do not fit the second-level cache (KERNELS.md K-027).
+  // their pixels, that a chunk's do not fit the second-level cache (KERNELS.md K-026).
   bool is_by_taps = false;
   Tensor output;  // (N, C_out, H_out, W_out), channels_last memory, uninitialised
 };

@@ -182,7 +182,7 @@ class ImplicitGemm {
   }
 
   // What to fetch beside a tile: at the end of a column the panel of the next one, half a panel a
-  // tile (a depth step reads two lines and fetches one; KERNELS.md K-029); in the first column the
+  // tile (a depth step reads two lines and fetches one; KERNELS.md K-028); in the first column the
   // input of the next tile.
   template <class Rows>
   NextLines next_lines(const Rows& rows, int64_t tile, int64_t tiles, int64_t column,

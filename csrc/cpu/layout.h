@@ -10,7 +10,7 @@ namespace perfconv::cpu {
 torch::stable::Tensor to_channels_last(const torch::stable::Tensor& image);
 
 // A tensor in contiguous memory, as it is if it lies so: torch would be asked by name, which takes
-// microseconds (KERNELS.md K-029).
+// microseconds (KERNELS.md K-028).
 torch::stable::Tensor in_order(const torch::stable::Tensor& tensor);
 
 // An image (or weight) in contiguous memory; itself if it is already.

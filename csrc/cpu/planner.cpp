@@ -15,7 +15,7 @@ bool is_tuned(StorageType storage) {
 }
 
 // bfloat16 multiplied as float, at twice the rate of oneDNN's dot products where the processor has
-// slow ones, and far above its emulation where it has none (KERNELS.md K-028).
+// slow ones, and far above its emulation where it has none (KERNELS.md K-027).
 bool beats_dense_bfloat16(StorageType storage) {
   return storage == StorageType::kBFloat16 && isa() == Isa::kAvx512;
 }

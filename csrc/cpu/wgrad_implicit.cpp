@@ -17,7 +17,7 @@ namespace perfconv::cpu {
 namespace {
 
 // A 32-column panel of 192 floats is 24 KiB, half the L1. With more sums than the second-level
-// cache holds, each is loaded half as often (KERNELS.md K-030).
+// cache holds, each is loaded half as often (KERNELS.md K-029).
 constexpr int64_t kBlockPixels = 192;
 constexpr int64_t kManySums = 512 << 10;
 
@@ -113,7 +113,7 @@ class WgradGemm {
   }
 
   // The X rows of a block at one tap, as GemmKernel::outer takes them. Copied even where they could
-  // be read in place: rows a power of two apart share few cache sets (KERNELS.md K-030).
+  // be read in place: rows a power of two apart share few cache sets (KERNELS.md K-029).
   class Left {
    public:
     explicit Left(const WgradGemm& gemm)

@@ -96,7 +96,7 @@ def are_alike(first: Tensor, *others: Tensor | None) -> bool:
     """Whether all are dense tensors of one supported dtype: one look for the usual call.
 
     Here and on the way to the operator, a Python frame less is a microsecond when caches are cold
-    (KERNELS.md K-029).
+    (KERNELS.md K-028).
     """
     if not isinstance(first, Tensor) or first.dtype not in DTYPES:
         return False

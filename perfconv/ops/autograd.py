@@ -97,7 +97,7 @@ def may_need_gradient(arguments: Sequence[Argument]) -> bool:
     """Whether autograd records and an argument requires a gradient."""
     if not torch.is_grad_enabled():
         return False
-    for argument in arguments:  # noqa: SIM110  (a generator is a frame more, K-029)
+    for argument in arguments:  # noqa: SIM110  (a generator is a frame more, K-028)
         if isinstance(argument, Tensor) and argument.requires_grad:
             return True
     return False

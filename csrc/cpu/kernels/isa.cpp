@@ -40,7 +40,7 @@ Isa best_isa() {
 }
 
 // Intel's processors issue the bfloat16 dot product at half the rate of a float multiply-add, so
-// that it multiplies no faster and rounds more (KERNELS.md K-028); AMD's at the same rate.
+// that it multiplies no faster and rounds more (KERNELS.md K-027); AMD's at the same rate.
 Isa preferred_isa(Isa best) {
 #ifdef PERFCONV_X86_KERNELS
   if (best == Isa::kAvx512Bf16 && __builtin_cpu_is("intel")) return Isa::kAvx512;
