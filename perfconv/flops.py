@@ -128,7 +128,8 @@ def count(model: nn.Module, *inputs: Any) -> FlopCount:
     Raises:
         TypeError: ``model`` was compiled or scripted.
 
-    Notes: reads masks (a host sync on CUDA).
+    Notes: reads masks (a host sync on CUDA). In training mode BatchNorm statistics move, as in
+        every call.
     Example:
         >>> layer = nn.Conv2d(3, 8, 3, padding=1)
         >>> count(layer, torch.rand(2, 3, 10, 10)).dense_macs  # 2 images, 100 pixels, 8 * 3 * 9

@@ -89,7 +89,7 @@ def truncate(
                 "truncate: blocks must be names of blocks whose shortcut is the input, got "
                 f"{name!r}, {reason}. See perfconv.convert for what a block is."
             )
-    counted = count(model, *inputs)
+    counted = count(copy.deepcopy(model), *inputs)  # in training a call moves statistics
     whole = counted.dense_macs
     left, dropped = whole, 0
     while left > budget * whole:

@@ -133,6 +133,25 @@ def test_batch_norms_after_convolutions_of_a_sequential_are_folded() -> None:
     assert type(fused.layer2[0].downsample[1]) is nn.Identity
 
 
+class Backwards(nn.Sequential):
+    def forward(self, input: Tensor) -> Tensor:
+        return self[0](self[1](input))
+
+
+def test_nothing_is_folded_into_a_convolution_used_elsewhere() -> None:
+    """A head shared by scales whose BatchNorms differ; and a forward in another order."""
+    shared = nn.Conv2d(4, 4, 1)
+    networks = [
+        nn.Sequential(shared, nn.BatchNorm2d(4), nn.ReLU(), shared, nn.BatchNorm2d(4)),
+        nn.Sequential(nn.Sequential(shared, nn.BatchNorm2d(4)), nn.Sequential(nn.ReLU(), shared)),
+        Backwards(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)),
+    ]
+    input = torch.randn(2, 4, 5, 6, generator=torch.Generator().manual_seed(1))
+    for model in networks:
+        randomized(model).eval()
+        torch.testing.assert_close(perfconv.fuse(model)(input), model(input))
+
+
 def test_nothing_is_folded_across_a_hook() -> None:
     converted = perfconv.convert(network("basic"))
     converted.layer1[0].conv2.register_forward_hook(lambda *arguments: None)

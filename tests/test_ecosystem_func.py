@@ -78,6 +78,24 @@ def test_vmap(in_dims: tuple, fill: str) -> None:
         torch.testing.assert_close(one, expected)
 
 
+@pytest.mark.parametrize("in_dims", [(0, None, None), (None, 1, None), (None, None, 0), (1, 0, 0)])
+def test_vmap_over_nothing(in_dims: tuple) -> None:
+    """As torch's operators do it: no result, of the right shape."""
+    weight, input = torch.zeros(3, 2, 3, 3), torch.zeros(4, 2, 5, 6)
+    mask = torch.ones(4, 1, 5, 6, dtype=torch.bool)
+    operands = [
+        value if dim is None else value.unsqueeze(dim).narrow(dim, 0, 0)
+        for value, dim in zip((input, weight, mask), in_dims, strict=True)
+    ]
+
+    def function(input: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
+        return perfconv.perforated_conv2d(input, weight, mask, padding=1)
+
+    assert vmap(function, in_dims=in_dims)(*operands).shape == (0, 4, 3, 5, 6)
+    slopes = vmap(grad(lambda *values: function(*values).sum()), in_dims=in_dims)(*operands)
+    assert slopes.shape == (0, *input.shape)
+
+
 def test_jacobian(operands) -> None:
     """vmap over the backward pass."""
     weight, bias, input, mask = (value[:1] if value.dim() == 4 else value for value in operands)

@@ -96,3 +96,14 @@ def test_no_module_and_no_block() -> None:
         perfconv.truncate(plain, images(), budget=0.5)
     with pytest.raises(ValueError, match="by dropping 0 blocks"):  # nothing is left of it
         perfconv.truncate(BasicBlock(3, 3).eval(), images(), budget=0.5)
+
+
+def test_the_model_is_left_as_it_is() -> None:
+    """Counting runs it, and in training mode BatchNorm statistics move."""
+    model = network().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    truncated = perfconv.truncate(model, images(), budget=0.75)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    for name, value in truncated.state_dict().items():
+        assert torch.equal(value, before[name]), name

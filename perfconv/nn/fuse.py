@@ -1,6 +1,7 @@
 """fuse: BatchNorm into the convolutions before it, and weights packed, for inference."""
 
 import copy
+from collections import Counter
 from itertools import pairwise
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -29,8 +30,9 @@ def fuse(model: Model, *, inplace: bool = False) -> Model:
     Folded are the layers of gated blocks, where the shift of a BatchNorm becomes a bias that is
     added at active pixels only, the branches of pooling modules, and every ``nn.Conv2d`` that a
     BatchNorm follows in an ``nn.Sequential``, such as a projection. Nothing is folded across a
-    layer with a hook: somebody looks at what is between. State-dict keys change: keep the
-    unfused model for training.
+    layer with a hook: somebody looks at what is between; nor into a convolution that the model
+    holds at a second place, nor in a subclass of ``nn.Sequential`` with a ``forward`` of its own.
+    State-dict keys change: keep the unfused model for training.
 
     With ``inplace`` gated blocks write their output into memory that they alone hold: an identity
     block into the output of the block before it in an ``nn.Sequential`` (which becomes a
@@ -61,19 +63,23 @@ def fuse(model: Model, *, inplace: bool = False) -> Model:
             "statistics still change. Call model.eval()."
         )
     fused = copy.deepcopy(model)
+    uses = Counter(id(part) for module in fused.modules() for part in module._modules.values())
     for module in list(fused.modules()):
         if isinstance(module, GatedBlock):
             for stage in module.stages:
-                _fold(module, stage.conv, stage.norm)
+                if uses[id(module.get_submodule(stage.conv))] == 1:
+                    _fold(module, stage.conv, stage.norm)
                 _perforate(module.get_submodule(stage.conv), stage.padding)
             module.overwrites_shortcut = inplace and _makes_a_tensor(module.projection)
         elif isinstance(module, FoldsBranches):
             module.fuse_branches()
         elif isinstance(module, nn.Sequential):
-            names = list(module._modules)
+            runs_in_order = type(module).forward is nn.Sequential.forward
+            names = list(module._modules) if runs_in_order else []
             for name, following in pairwise(names):
+                conv = getattr(module, name)
                 # A perforated layer's inactive pixels went through the BatchNorm too.
-                if type(getattr(module, name)) is nn.Conv2d:
+                if type(conv) is nn.Conv2d and uses[id(conv)] == 1:
                     _fold(module, name, following)
         if inplace and GatedChain.suits(module):
             module.__class__ = GatedChain

@@ -300,7 +300,7 @@ class GatedBlock(nn.Module):
         fill = "passthrough"
         if base is None:
             # The gradient of the next layer's weight may be computed densely: it reads every pixel.
-            fill = "zero" if may_need_gradient((features, weight, bias)) else "none"
+            fill = "zero" if self._is_recorded((features, weight, bias)) else "none"
         return convolve(
             stage,
             conv,
@@ -355,6 +355,17 @@ class GatedBlock(nn.Module):
             residual=shortcut,
             base=shortcut,
             activate_base=self._is_projection(),
+        )
+
+    def _is_recorded(self, tensors: tuple[Tensor | None, ...]) -> bool:
+        """Whether a gradient may be asked for of these, or of any layer of the branch."""
+        if not torch.is_grad_enabled():
+            return False
+        return may_need_gradient(tensors) or any(
+            parameter.requires_grad
+            for stage in self.stages
+            for layer in (self._conv(stage), self._norm(stage))
+            for parameter in layer.parameters()
         )
 
     def _may_overwrite(self, owns_input: bool) -> bool:

@@ -4,7 +4,9 @@ Types and dtypes are checked here (TypeError); shapes, ranges and devices are ch
 native operators (csrc/core/checks.h, ValueError).
 """
 
+import operator
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -23,16 +25,17 @@ def int_pair(op: str, name: str, value: IntPair) -> list[int]:
             f"{op}: {name} must be an int or two ints (h, w), got {value!r}. "
             "Give whole numbers, height first."
         )
+    sides = [side if isinstance(side, torch.SymInt) else operator.index(side) for side in sides]
     if any(isinstance(side, int) and abs(side) >= 2**63 for side in sides):
         raise ValueError(f"{op}: {name} must fit into 64 bits, got {value!r}. Give it in pixels.")
     return [sides[0], sides[-1]]
 
 
 def is_int(value: object) -> bool:
-    """An integer, known or symbolic; True and False are none."""
+    """An integer, known (of numpy too) or symbolic; True and False are none."""
     if type(value) is int:  # the usual case
         return True
-    return isinstance(value, int | torch.SymInt) and not isinstance(value, bool)
+    return isinstance(value, Integral | torch.SymInt) and not isinstance(value, bool)
 
 
 def check_int(op: str, name: str, value: int) -> None:

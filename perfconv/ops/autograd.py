@@ -103,6 +103,16 @@ def may_need_gradient(arguments: Sequence[Argument]) -> bool:
     return False
 
 
+def has_tangent(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether forward mode differentiates along one of the tensors."""
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return False
+    return any(
+        tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None
+        for tensor in tensors
+    )
+
+
 def is_eager() -> bool:
     """Whether neither torch.compile, torch.export, torch.func nor forward mode looks on."""
     return not (
@@ -140,21 +150,33 @@ def distinct(arguments: Sequence[Argument]) -> list[Argument]:
 
 
 def loop_over(function: Operation) -> Callable[..., tuple]:
-    """A vmap rule that calls ``function`` once per mapped slice and stacks the results."""
+    """A vmap rule that calls ``function`` once per mapped slice and stacks the results.
+
+    Without any slice it calls it once with zeros, for the shape of the result.
+    """
 
     def vmap(info: Context, in_dims: tuple, *arguments: Argument) -> tuple:
         slices = []
-        for index in range(info.batch_size):
+        for index in range(max(1, info.batch_size)):
             chosen = [  # a list of ints has a list of None for its dim
-                argument.select(dim, index)
+                _slice(argument, dim, index)
                 if isinstance(argument, Tensor) and dim is not None
                 else argument
                 for argument, dim in zip(arguments, in_dims, strict=True)
             ]
             slices.append(function(*chosen))
         if isinstance(slices[0], Tensor):
-            return torch.stack(slices), 0
-        results = tuple(torch.stack(parts) for parts in zip(*slices, strict=True))
+            return torch.stack(slices)[: info.batch_size], 0
+        results = tuple(
+            torch.stack(parts)[: info.batch_size] for parts in zip(*slices, strict=True)
+        )
         return results, (0,) * len(results)
 
     return vmap
+
+
+def _slice(mapped: Tensor, dim: int, index: int) -> Tensor:
+    """Slice ``index``; zeros where there is none."""
+    if mapped.size(dim) == 0:
+        return mapped.sum(dim).to(mapped.dtype)
+    return mapped.select(dim, index)

@@ -49,8 +49,9 @@ def perforated_conv2d(
     dense convolution holds there: the input is dense and every tap reads it, active or not.
     Inactive pixels hold what ``fill`` says: 0, the value of the nearest active pixel of the image
     (smallest squared distance, ties to the lowest flat index; 0 without any), or ``base``. Under
-    "none" they are not written and hold whatever the memory held, for layers whose inactive
-    outputs nobody reads; NaN where torch fills new memory (``torch.use_deterministic_algorithms``).
+    "none" they hold anything, for layers whose inactive outputs nobody reads: "dense" computes
+    them, the other algorithms leave the memory as it was (NaN where torch fills new memory,
+    ``torch.use_deterministic_algorithms``).
 
     Args:
         input: (N, C_in, H, W) or (C_in, H, W), float32 / float64 / bfloat16 / float16. Any memory

@@ -231,7 +231,8 @@ def _fold(value: Tensor | None, dim: int | None, count: int) -> Tensor | None:
 
 def _conv_vmap(info: Context, in_dims: tuple, *arguments: Any) -> tuple[Tensor, int]:
     """One call over the folded batch where weight, bias and list are shared, else one a sample."""
-    if any(in_dims[index] is not None for index in (WEIGHT, BIAS, 6, 7, 8)):
+    is_shared = all(in_dims[index] is None for index in (WEIGHT, BIAS, 6, 7, 8))
+    if not is_shared or info.batch_size == 0:
         return loop_over(lambda *slice: differentiable_conv(*slice))(info, in_dims, *arguments)
     folded = list(arguments)
     for index in (INPUT, BASE, RESIDUAL):

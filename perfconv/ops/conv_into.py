@@ -15,7 +15,7 @@ from perfconv.ops.arguments import (
     four_sided_padding,
     int_pair,
 )
-from perfconv.ops.autograd import may_need_gradient
+from perfconv.ops.autograd import has_tangent, may_need_gradient
 from perfconv.ops.conv import check_names, torch_allows_tf32
 from perfconv.ops.mask import ActivePixels
 
@@ -60,8 +60,10 @@ def perforated_conv2d_into(
 
     Raises:
         TypeError: a dtype or type above does not hold.
-        ValueError: a shape, range or name above does not hold, or base shares memory.
+        ValueError: a shape, range or name above does not hold, or base shares memory, with others
+            or its own elements (expanded).
         RuntimeError: gradients are recorded and a tensor requires one.
+        NotImplementedError: a tensor has a tangent of forward mode.
 
     Notes: deterministic for a given number of threads. MACs: density * dense MACs.
     Example:
@@ -88,6 +90,18 @@ def perforated_conv2d_into(
         raise ValueError(
             f"{OP}: weight must be (C_out, C_in / groups, K_h, K_w), got {tuple(weight.shape)}. "
             "Reshape it."
+        )
+    if 0 in base.stride() and any(
+        step == 0 and size > 1 for step, size in zip(base.stride(), base.shape, strict=True)
+    ):
+        raise ValueError(
+            f"{OP}: base must have memory for each of its elements, got an expanded one with "
+            f"strides {tuple(base.stride())}. Give it a copy: base.contiguous()."
+        )
+    if has_tangent((base, input, weight, bias)):
+        raise NotImplementedError(
+            f"{OP}: forward-mode differentiation is not built, got a tensor with a tangent. Use "
+            "perforated_conv2d and reverse mode."
         )
     if may_need_gradient((base, input, weight, bias)):
         raise RuntimeError(

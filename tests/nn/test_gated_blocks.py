@@ -314,6 +314,26 @@ def test_a_frozen_gate_passes_no_gradient(execution: str) -> None:
     assert_same(found, wanted)
 
 
+@pytest.mark.parametrize("is_training", [True, False])
+@pytest.mark.parametrize("learner", ["conv2", "bn2"])
+def test_a_layer_that_learns_reads_no_unwritten_pixel(learner: str, is_training: bool) -> None:
+    """The layer before it learns nothing; the learner's weight gradient is computed densely."""
+    torch.manual_seed(0)
+    plain = Bottleneck(128, 32).eval()
+    mask = torch.zeros(1, 1, 16, 16, dtype=torch.bool)
+    mask[..., :7] = True  # and a halo of one column, not more than half of the pixels
+    block = GatedBottleneck(plain, gate=GivenGate(128, (1, 1), mask), execution="sparse")
+    block.train(is_training).requires_grad_(False)
+    block.get_submodule(learner).requires_grad_(True)
+    input = torch.rand(1, 128, 16, 16)
+    grads = []
+    for block.execution in ("sparse", "dense"):
+        block.zero_grad()
+        block(input).sum().backward()
+        grads.append(block.get_submodule(learner).weight.grad)
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["bottleneck", "bottleneck-projection", "basic-stride"])
 def test_frozen_batch_norm(name: str) -> None:
     block = block_of(plain_block(name), 0.3)

@@ -4,6 +4,7 @@ Every algorithm is forced by name. Uninitialised memory is NaN (tests/conftest.p
 nobody writes fails too.
 """
 
+import numpy
 import pytest
 import torch
 from helpers import ALGORITHMS, DTYPES, Problem, check, relayout
@@ -87,6 +88,20 @@ def test_mask_as_active_pixels() -> None:
     by_mask = perfconv.perforated_conv2d(*arguments, tensors["mask"], padding=1)
     active = perfconv.compact_mask(tensors["mask"])
     assert torch.equal(perfconv.perforated_conv2d(*arguments, active, padding=1), by_mask)
+
+
+def test_integers_of_numpy() -> None:
+    problem = Problem(in_channels=8, out_channels=12, groups=2, stride=(2, 2), padding=(1, 1))
+    tensors = problem.tensors(torch.float32)
+    operands = [tensors[name] for name in ("input", "weight", "mask")]
+    one, two = numpy.int64(1), numpy.int32(2)
+    found = perfconv.perforated_conv2d(
+        *operands, stride=two, padding=(one, 1), dilation=one, groups=numpy.int64(2)
+    )
+    wanted = perfconv.perforated_conv2d(*operands, stride=2, padding=1, groups=2)
+    assert torch.equal(found, wanted)
+    with pytest.raises(TypeError, match="two ints"):
+        perfconv.perforated_conv2d(*operands, stride=2, padding=numpy.bool_(True), groups=2)
 
 
 def test_negated_and_conjugated_views() -> None:

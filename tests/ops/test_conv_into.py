@@ -107,6 +107,7 @@ BAD = {
     "activation": ({"activation": "gelu"}, ValueError, "activation must be one of"),
     "algorithm": ({"algorithm": "fast"}, ValueError, "algorithm must be one of"),
     "density": ({"expected_density": 2.0}, ValueError, "expected_density must be in"),
+    "expanded": ({"base": torch.zeros(1, 12, 9, 11).expand(2, -1, -1, -1)}, ValueError, "expanded"),
     "gradient": ({"bias": torch.zeros(12, requires_grad=True)}, RuntimeError, "no gradient can"),
 }
 
@@ -129,6 +130,18 @@ def test_shared_memory() -> None:
         with pytest.raises(ValueError, match="base must not share memory with input"):
             perforated_conv2d_into(image[:2], input, weight, mask, padding=1)
     perforated_conv2d_into(image[:1], image[1:2], weight, mask[:1], padding=1)  # neighbours
+
+
+def test_forward_mode_is_refused() -> None:
+    """Base would keep its own tangent."""
+    base, weight = torch.zeros(1, 8, 4, 4), torch.zeros(8, 8, 1, 1)
+    mask = torch.ones(1, 1, 4, 4, dtype=torch.bool)
+
+    def run(input: Tensor) -> Tensor:
+        return perforated_conv2d_into(base, input, weight, mask)
+
+    with pytest.raises(NotImplementedError, match=r"forward-mode .* got .* Use"):
+        torch.func.jvp(run, (torch.ones(1, 8, 4, 4),), (torch.ones(1, 8, 4, 4),))
 
 
 def test_flops() -> None:
