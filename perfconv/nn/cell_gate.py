@@ -28,8 +28,9 @@ class CellGate(BinaryGate):
         stride: of the layer or block.
         hidden_channels: of the layer between.
         anchor_stride: output pixels; None for no anchors.
-        budget: in evaluation, the density of each image's mask, anchors included: the cells with
-            the highest logits are open, ties closed. None: the logits decide. Can be set later.
+        budget: in evaluation, the density of each image's mask, anchors included, to the nearest
+            cell (those cut off by the border count as whole): the cells with the highest logits
+            are open, ties closed. None: the logits decide. Can be set later.
         init_std, init_bias: of the last layer, as for :class:`PixelGate`.
         temperature, forward_mode, generator: see :class:`BinaryGate`.
 
@@ -94,7 +95,7 @@ class CellGate(BinaryGate):
         """(N, 1, h, w), bool: as many cells of each image as the budget allows."""
         assert self.budget is not None
         odds = logits[:, COMPUTE:] - logits[:, :COMPUTE]  # (N, 1, h, w)
-        cells = odds[0].numel()
+        cells = odds.shape[2:].numel()
         of_anchors = 0.0 if self.anchor_stride is None else self.anchor_stride**-2
         share = (self.budget - of_anchors) / (1 - of_anchors) if of_anchors < 1 else 1.0
         closed = cells - round(max(share, 0.0) * cells)

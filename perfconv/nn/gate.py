@@ -201,7 +201,7 @@ class BinaryGate(NoisyGate):
         if self._training_calls % CHECK_EVERY != 1:
             return
         mean = soft.detach().mean().item()
-        if SATURATED <= mean <= 1 - SATURATED:
+        if soft.numel() == 0 or SATURATED <= mean <= 1 - SATURATED:
             return
         self._has_warned = True
         name = self._recorders[-1][1] if self._recorders else type(self).__name__

@@ -171,3 +171,9 @@ def test_budget_opens_the_best_cells_of_each_image(budget: float) -> None:
         if 0 < is_open.sum() < 32:
             assert odds[is_open].min() > odds[~is_open].max()
     assert decision.mask.float().mean().item() == pytest.approx(max(budget, 1 / 16), abs=0.02)
+
+
+@pytest.mark.parametrize("budget", [0.0, 0.3, 1.0])
+def test_budget_of_no_image(budget: float) -> None:
+    gate = undecided_gate(cell=4, budget=budget).eval()
+    assert gate(images()[:0]).mask.shape == (0, 1, 11, 14)

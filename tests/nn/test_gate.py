@@ -214,6 +214,11 @@ def test_saturation_warns_once(bias: float) -> None:
         PixelGate(6)(images())
 
 
+def test_no_image_saturates_nothing(recwarn: pytest.WarningsRecorder) -> None:
+    PixelGate(3).train()(torch.zeros(0, 3, 4, 4))
+    assert not [warning for warning in recwarn if "saturated" in str(warning.message)]
+
+
 def test_saturation_is_seen_later() -> None:
     module = PixelGate(6)
     module(images())
