@@ -17,8 +17,12 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 def int_pair(op: str, name: str, value: IntPair) -> list[int]:
     """``value`` as [h, w]; an int stands for both."""
-    if type(value) is int and abs(value) < 2**63:  # the usual case, in every call
+    if type(value) is int and abs(value) < 2**63:  # the usual cases, in every call
         return [value, value]
+    if type(value) is tuple and len(value) == 2:
+        first, second = value
+        if type(first) is type(second) is int and max(abs(first), abs(second)) < 2**63:
+            return [first, second]
     sides: list = [*value] if isinstance(value, tuple | list) else [value]
     if len(sides) not in (1, 2) or not all(is_int(side) for side in sides):
         raise TypeError(
