@@ -19,7 +19,7 @@ def int_pair(op: str, name: str, value: IntPair) -> list[int]:
     """``value`` as [h, w]; an int stands for both."""
     if type(value) is int and abs(value) < 2**63:  # the usual cases, in every call
         return [value, value]
-    if type(value) is tuple and len(value) == 2:
+    if isinstance(value, tuple | list) and len(value) == 2:
         first, second = value
         if type(first) is type(second) is int and max(abs(first), abs(second)) < 2**63:
             return [first, second]
