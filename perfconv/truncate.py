@@ -6,20 +6,13 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from perfconv.convert import check_model, find_blocks, replace
 from perfconv.flops import count
-from perfconv.nn import GatedBlock
+from perfconv.nn import DroppedBlock, GatedBlock
 
 Model = TypeVar("Model", bound=nn.Module)
-
-
-class DroppedBlock(nn.Identity):
-    """In the place of a block that was dropped: its shortcut, the input."""
-
-    def forward(self, input: Tensor, drop_connect_rate: float | None = None) -> Tensor:
-        return input
 
 
 @dataclass(frozen=True)

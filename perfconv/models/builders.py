@@ -16,11 +16,12 @@ from torch import nn
 from perfconv.models.heads import make_heads
 from perfconv.models.multi_scale import MultiScaleTrunk
 from perfconv.models.parsers import DepthAwareParser, SceneParser
-from perfconv.models.resnet import DEPTHS, Bottleneck, ResNet
+from perfconv.models.resnet import DEPTHS, BasicBlock, Bottleneck, ResNet
 from perfconv.nn.depth_bins import NYUV2, DepthBins
 from perfconv.nn.depth_branch import DepthBranch
 from perfconv.nn.depth_pool import DepthAwarePool
 from perfconv.nn.dilation_pool import MultiDilationPool
+from perfconv.nn.dropped_block import DroppedBlock
 from perfconv.nn.gate import LayerGate
 from perfconv.nn.gated_blocks import GatedBasicBlock, GatedBottleneck
 from perfconv.nn.recurrent import RecurrentRefinement
@@ -267,37 +268,40 @@ def insert_pool(trunk: ResNet, at: str, *, weighting: str = "pag", tied: bool = 
 def gate_blocks(trunk: ResNet, *, perforate_f3: bool = True) -> None:
     """Gives every residual block of ``trunk`` an open gate, but those with a pool; in place."""
     for layer, index, block in _blocks(trunk):
-        if not isinstance(block, Bottleneck):
+        if isinstance(block, BasicBlock):
             layer[index] = GatedBasicBlock(block)
-        elif isinstance(block.conv2, nn.Conv2d):
+        elif isinstance(block, Bottleneck) and isinstance(block.conv2, nn.Conv2d):
             keeps_size = block.conv2.stride == (1, 1)
             layer[index] = GatedBottleneck(block, perforate_f3=perforate_f3 or not keeps_size)
 
 
 def drop_blocks(trunk: ResNet, names: Sequence[str]) -> None:
-    """Takes blocks out of ``trunk``, in place; those that follow move up in the state dict.
+    """Puts a :class:`DroppedBlock` in the place of blocks of ``trunk``, as ``truncate`` does.
+
+    The state dict keeps the names of the other blocks, so that weights of the whole trunk fit.
 
     Args:
         names: such as "res4_6", the sixth block of res4; only blocks whose shortcut is the input.
 
     Raises:
-        ValueError: there is no such block, or its shortcut is a projection.
+        ValueError: there is no such block, its shortcut is a projection, or it is gone already;
+            then the trunk is as it was.
     """
+    places = []
     for name in names:
         stage, _, number = name.partition("_")
         layer = trunk.get_submodule(LAYERS[stage]) if stage in LAYERS else nn.Sequential()
         index = int(number) - 1 if number.isdecimal() else -1
         assert isinstance(layer, nn.Sequential)
-        if not 0 <= index < len(layer) or layer[index].downsample is not None:
+        is_there = 0 <= index < len(layer) and (layer, index) not in places
+        if not is_there or getattr(layer[index], "downsample", False) is not None:
             raise ValueError(
                 f"drop_blocks: names must be those of blocks without a projection, got {name!r}. "
-                "The first block of a stage cannot be dropped."
+                "The first block of a stage cannot be dropped, and none twice."
             )
-    for stage, layer_name in LAYERS.items():
-        layer = trunk.get_submodule(layer_name)
-        assert isinstance(layer, nn.Sequential)
-        kept = [b for i, b in enumerate(layer, 1) if f"{stage}_{i}" not in names]
-        setattr(trunk, layer_name, nn.Sequential(*kept))
+        places.append((layer, index))
+    for layer, index in places:
+        layer[index] = DroppedBlock().train(layer[index].training)
 
 
 def _blocks(trunk: ResNet) -> list[tuple[nn.Sequential, int, nn.Module]]:

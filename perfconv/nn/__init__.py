@@ -2,10 +2,18 @@
 
 from perfconv.nn.cell_gate import CellGate, SharedGate
 from perfconv.nn.conv import PerforatedConv2d, prepack
-from perfconv.nn.depth_bins import CITYSCAPES, NYUV2, DepthBins, quantile_bins
+from perfconv.nn.depth_bins import (
+    CITYSCAPES,
+    CITYSCAPES_M,
+    NYUV2,
+    NYUV2_M,
+    DepthBins,
+    quantile_bins,
+)
 from perfconv.nn.depth_branch import DepthBranch, DepthPrediction
 from perfconv.nn.depth_pool import DepthAwarePool, DepthPooled
 from perfconv.nn.dilation_pool import MultiDilationPool
+from perfconv.nn.dropped_block import DroppedBlock
 from perfconv.nn.fuse import fuse
 from perfconv.nn.gate import BinaryGate, Gate, LayerGate, PixelGate
 from perfconv.nn.gate_record import (
@@ -27,7 +35,9 @@ from perfconv.nn.scale_gate import ScaleChoice, ScaleGate
 
 __all__ = [
     "CITYSCAPES",
+    "CITYSCAPES_M",
     "NYUV2",
+    "NYUV2_M",
     "BinaryGate",
     "CellGate",
     "DepthAwarePool",
@@ -35,6 +45,7 @@ __all__ = [
     "DepthBranch",
     "DepthPooled",
     "DepthPrediction",
+    "DroppedBlock",
     "Gate",
     "GateCall",
     "GateRecord",

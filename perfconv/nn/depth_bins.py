@@ -68,20 +68,30 @@ def quantile_bins(depth: Tensor, bins: int = 5) -> DepthBins:
             "Give depth above 0."
         )
     ordered = valid.flatten().sort().values
-    ranks = [round(k * (ordered.numel() - 1) / bins) for k in range(1, bins)]
-    return DepthBins(tuple(float(ordered[rank]) for rank in ranks))
+    ends = [round(k * ordered.numel() / bins) - 1 for k in range(1, bins)]  # of bins, inclusive
+    thresholds = tuple(float(ordered[end]) for end in ends)
+    if len(set(thresholds)) < len(thresholds):
+        raise ValueError(
+            f"quantile_bins: depth must have values enough for {bins} bins, got equal ones at the "
+            f"limits, {thresholds}. Ask for fewer bins."
+        )
+    return DepthBins(thresholds)
 
 
 # Millimetres, and log2 of the raw 16-bit disparity: the authors' released thresholds.
 NYUV2 = DepthBins((1500.0, 2100.0, 3000.0, 4700.0), lowest_valid=1.0)
 CITYSCAPES = DepthBins((11.0, 12.5, 13.2, 13.9), False, lowest_valid=10.0, uses_log2=True)
+# The same for metres, as the readers of ``perfconv.data`` give them; Cityscapes with the usual
+# focal length (2262.52 pixels) and baseline (0.209313 m): depth = product / ((raw - 1) / 256).
+NYUV2_M = DepthBins((1.5, 2.1, 3.0, 4.7))
+CITYSCAPES_M = DepthBins((7.9312, 12.884, 20.933, 59.21))
 
 
 def soft_bins(index: Tensor, bins: int, size: Sequence[int]) -> Tensor:
     """Weights of the bins on a coarser grid, (N, K, h, w), which add up to 1.
 
-    One-hot at the resolution of ``index``, resized bicubically, clamped and divided by their sum;
-    a pixel without depth is 1 / K in every bin.
+    One-hot at the resolution of ``index``, resized bicubically with antialiasing (every pixel of a
+    cell counts), clamped and divided by their sum; a pixel without depth is 1 / K in every bin.
 
     Args:
         index: (N, 1, H, W) of ``DepthBins.index``.
@@ -92,9 +102,9 @@ def soft_bins(index: Tensor, bins: int, size: Sequence[int]) -> Tensor:
     """
     one_hot = F.one_hot(index[:, 0] + 1, bins + 1).movedim(-1, 1).float()  # (N, K + 1, H, W)
     shared = one_hot[:, 1:] + one_hot[:, :1] / bins
-    resized = F.interpolate(shared, size=tuple(size), mode="bicubic", align_corners=False).clamp(
-        min=0
-    )
+    resized = F.interpolate(
+        shared, size=tuple(size), mode="bicubic", align_corners=False, antialias=True
+    ).clamp(min=0)
     return resized / resized.sum(1, keepdim=True)
 
 

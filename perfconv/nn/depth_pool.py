@@ -8,7 +8,7 @@ from torch import Tensor
 
 from perfconv.nn.depth_bins import NYUV2, DepthBins, hard_bins, soft_bins
 from perfconv.nn.depth_branch import DepthBranch, DepthPrediction
-from perfconv.nn.dilation_branches import BranchPool, DilationBranches
+from perfconv.nn.dilation_branches import BranchPool, DilationBranches, check_branches
 from perfconv.nn.dilation_pool import weighted_sum
 from perfconv.nn.scale_gate import ScaleGate
 
@@ -94,8 +94,12 @@ class DepthAwarePool(BranchPool):
         self.depth_branch = self.gate = None
         if weighting == "predicted_depth":
             self.depth_branch = depth_branch or DepthBranch(channels, len(dilations))
+            given = self.depth_branch.classifier.out_channels
+            check_branches("DepthAwarePool", "depth_branch", given, len(dilations))
         elif weighting == "attention":
             self.gate = gate or ScaleGate(channels, len(dilations))
+            given = self.gate.classifier.out_channels
+            check_branches("DepthAwarePool", "gate", given, len(dilations))
 
     def forward(
         self, input: Tensor, depth: Tensor | None = None, *, depth_features: Tensor | None = None
@@ -104,6 +108,8 @@ class DepthAwarePool(BranchPool):
 
         Args:
             depth: (N, 1, H, W), raw as ``bins`` expects it, at any resolution; for "true_depth".
+                ``NYUV2`` expects millimetres: for ``depth_m`` of ``perfconv.data`` the pool needs
+                ``bins=NYUV2_M`` or ``CITYSCAPES_M``.
             depth_features: (N, C', h, w), what the depth branch sees; default ``input``.
 
         Raises:

@@ -235,6 +235,14 @@ class BranchPool(nn.Module):
             freeze_statistics(self.branches)
 
 
+def check_branches(module: str, argument: str, given: int, branches: int) -> None:
+    if given != branches:
+        raise ValueError(
+            f"{module}: {argument} must have as many outputs as there are dilations, {branches}, "
+            f"got {given}. Make one for these dilations."
+        )
+
+
 def check_dilations(module: str, dilations: Sequence[int]) -> None:
     is_valid = all(isinstance(step, int) and step >= 0 for step in dilations)
     if not is_valid or len(set(dilations)) != len(dilations) or not any(dilations):

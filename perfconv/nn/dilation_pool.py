@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from perfconv.nn.dilation_branches import BranchPool, DilationBranches
+from perfconv.nn.dilation_branches import BranchPool, DilationBranches, check_branches
 from perfconv.nn.gated_block import EXECUTIONS
 from perfconv.nn.scale_gate import ScaleChoice, ScaleGate
 
@@ -68,6 +68,9 @@ class MultiDilationPool(BranchPool):
         self.execution = execution
         has_gate = weighting != "average"
         self.gate = gate or ScaleGate(channels, len(dilations)) if has_gate else None
+        if self.gate is not None:
+            given = self.gate.classifier.out_channels
+            check_branches("MultiDilationPool", "gate", given, len(dilations))
 
     @classmethod
     def from_conv(

@@ -159,12 +159,25 @@ def test_a_gated_network_with_open_gates_is_the_plain_one() -> None:
 
 def test_dropped_blocks() -> None:
     trunk = narrow_trunk()
-    kept = trunk.layer3[0]
-    drop_blocks(trunk, ("res4_2",))
-    assert list(trunk.layer3) == [kept]
-    for name in ("res4_1", "res4_2", "res9_1", "layer4"):
+    whole = trunk.state_dict()
+    drop_blocks(trunk, ("res3_2",))
+    assert isinstance(trunk.layer2[1], perfconv.nn.DroppedBlock)
+    assert trunk.state_dict().keys() == {key for key in whole if not key.startswith("layer2.1.")}
+    gate_blocks(trunk)
+    assert "layer2.1" not in perfconv.gates(trunk)
+    for names in (["res4_1"], ["res3_2"], ["res9_1"], ["layer4"], ["res5_1"]):
         with pytest.raises(ValueError, match="drop_blocks: names must be those of blocks"):
-            drop_blocks(trunk, (name,))
+            drop_blocks(trunk, names)
+
+
+def test_both_ways_of_truncating_are_one() -> None:
+    images = torch.rand(1, 3, 41, 56)
+    plain = builders.baseline_resnet50(5, trunk=narrow_trunk()).eval()
+    by_budget = perfconv.truncate(plain, images, budget=0.999, blocks=["trunk.layer2.1"])
+    by_name = builders.truncated_resnet50(5, dropped=("res3_2",), trunk=narrow_trunk()).eval()
+    by_name.load_state_dict(by_budget.state_dict())
+    with torch.no_grad():
+        assert torch.equal(by_name(images)["segmentation"], by_budget(images)["segmentation"])
 
 
 @pytest.mark.parametrize("size", [(41, 56), (40, 56), (33, 33)])

@@ -10,11 +10,13 @@ from networks import randomized
 from torch import Tensor
 
 import perfconv
-from perfconv.nn import DepthAwarePool, RecurrentRefinement, merge
+from perfconv.nn import DepthAwarePool, RecurrentRefinement, ScaleGate, merge
 from perfconv.nn.depth_bins import (
     CITYSCAPES,
+    CITYSCAPES_M,
     INVALID,
     NYUV2,
+    NYUV2_M,
     DepthBins,
     hard_bins,
     quantile_bins,
@@ -79,8 +81,27 @@ def test_quantiles_hold_equal_numbers() -> None:
     counts = torch.bincount(quantile_bins(depth).index(depth).flatten() + 1)
     assert counts[0] == 40
     assert counts[1:].max() - counts[1:].min() <= 4
+    few = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert quantile_bins(few).index(few).tolist() == [4, 3, 2, 1, 0]
     with pytest.raises(ValueError, match="at least 5 valid pixels, got 0"):
         quantile_bins(torch.zeros(3))
+    with pytest.raises(ValueError, match="must have values enough for 5 bins"):
+        quantile_bins(torch.ones(9))
+
+
+def test_bins_of_metres() -> None:
+    millimetres = torch.arange(0, 12_000)
+    depth_m = torch.where(millimetres > 1, millimetres / 1000, 0.0)  # as NYUv2 reads it
+    assert torch.equal(NYUV2_M.index(depth_m), NYUV2.index(millimetres))
+    raw = torch.arange(11, 2**15)
+    depth_m = 0.209313 * 2262.52 / ((raw - 1).float() / 256)  # as Cityscapes reads it
+    assert torch.equal(CITYSCAPES_M.index(depth_m), CITYSCAPES.index(raw))
+
+
+def test_soft_bins_see_every_pixel_of_a_cell() -> None:
+    index = (torch.arange(64) % 8 == 0).long().expand(1, 1, 64, 64)  # an eighth of each cell
+    weights = soft_bins(index, 2, (8, 8))[..., 2:-2]
+    torch.testing.assert_close(weights[:, 1], torch.full((1, 8, 4), 0.125), atol=0.01, rtol=0)
 
 
 def test_soft_bins_share_missing_pixels() -> None:
@@ -231,6 +252,8 @@ ERRORS = {
     "assignment": ({"assignment": "both"}, "assignment must be one of"),
     "batch_norm": ({"batch_norm": "off"}, "batch_norm must be one of"),
     "average": ({"weighting": "average", "assignment": "hard"}, 'must have assignment "soft"'),
+    "branch": ({"depth_branch": DepthBranch(4, 3)}, "depth_branch must have as many outputs"),
+    "gate": ({"weighting": "attention", "gate": ScaleGate(4, 6)}, "dilations, 5, got 6"),
     "bins": ({"weighting": "true_depth", "bins": BINS}, "bins must be as many as dilations, 5"),
 }
 

@@ -268,6 +268,7 @@ ERRORS = {
     "batch_norm": ({"batch_norm": "off"}, "batch_norm must be one of"),
     "twice": ({"dilations": (1, 2, 1)}, "dilations must be different whole numbers"),
     "negative": ({"dilations": (1, -2)}, "dilations must be different whole numbers"),
+    "gate": ({"weighting": "attention", "gate": ScaleGate(4, 3)}, "dilations, 7, got 3"),
     "copies-only": ({"dilations": (0,)}, "one of them above 0"),
 }
 
