@@ -22,10 +22,26 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     check.add_argument("dataset", choices=sorted(DATASETS))
     check.add_argument("root", type=Path, help="the data set's folder (docs/datasets.md)")
     check.add_argument("--split", help="one split; default: all of them")
-    check.add_argument("--limit", type=int, help="read this many of each split, evenly spread")
     check.add_argument(
-        "--sheet", type=Path, help="write contact sheets to this PNG, -<split> added"
+        "--limit", type=image_count, help="read this many of each split, evenly spread"
     )
+    check.add_argument(
+        "--sheet", type=png_path, help="write contact sheets to this PNG, -<split> added"
+    )
+
+
+def image_count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {count}")
+    return count
+
+
+def png_path(text: str) -> Path:
+    path = Path(text)
+    if path.suffix.lower() != ".png" or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"must be a .png in a folder that is there, got {text}")
+    return path
 
 
 def run(args: argparse.Namespace) -> int:

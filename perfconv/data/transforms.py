@@ -221,6 +221,25 @@ class Augmentation:
     scale_share: float = 0.7
     scale_range: tuple[float, float] = (0.4, 2.0)
 
+    def __post_init__(self) -> None:
+        rules = {
+            "flip_share": 0 <= self.flip_share <= 1,
+            "gamma_spread": 0 <= self.gamma_spread < math.sqrt(0.5),
+            "colour_share": 0 <= self.colour_share <= 1,
+            "colour_range": 0 <= self.colour_range[0] <= self.colour_range[1],
+            "rotate_share": 0 <= self.rotate_share <= 1,
+            "rotate_deg": 0 <= self.rotate_deg <= GREATEST_ANGLE_DEG,
+            "scale_share": 0 <= self.scale_share <= 1,
+            "scale_range": 0 < self.scale_range[0] <= self.scale_range[1],
+        }
+        for name, holds in rules.items():
+            if not holds:
+                raise ValueError(
+                    f"Augmentation: {name} must be in its range, got {getattr(self, name)}. Shares "
+                    "are in [0, 1], ranges (low, high) above 0, rotate_deg in [0, 45], "
+                    "gamma_spread in [0, 0.7]."
+                )
+
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         """A transformed sample; the same numbers are drawn whatever the settings."""
         draws = torch.rand(12, generator=generator, dtype=torch.float64).tolist()

@@ -75,7 +75,8 @@ class BoundaryMetric(Metric):
         Raises:
             ModuleNotFoundError: SciPy is not installed.
             TypeError: boundaries are not bool, or probability not floating point.
-            ValueError: shapes do not fit, or a probability is outside [0, 1] or NaN.
+            ValueError: shapes do not fit, there is no annotator, or a probability is outside
+                [0, 1] or NaN.
 
         Notes: runs on the CPU; seconds for an image of 321 x 481 pixels with 99 thresholds.
         """
@@ -138,6 +139,11 @@ class BoundaryMetric(Metric):
             raise ValueError(
                 "BoundaryMetric.update: probability must be (H, W) and boundaries (A, H, W), got "
                 f"{tuple(probability.shape)} and {tuple(boundaries.shape)}. Give one image."
+            )
+        if not boundaries.size(0):
+            raise ValueError(
+                "BoundaryMetric.update: boundaries must hold the map of an annotator, got none. "
+                "Leave images without truth out."
             )
         if not bool(((probability >= 0) & (probability <= 1)).all()):
             raise ValueError(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from perfconv.metrics.state import IGNORE, Metric, check_pair
+from perfconv.metrics.state import IGNORE, Metric, check_integers, check_pair
 
 # Cityscapes train id: average number of pixels of an instance of the class (the benchmark's own).
 CITYSCAPES_INSTANCE_PIXELS = {
@@ -83,11 +83,7 @@ class SegmentationMetric(Metric):
         """
         name = type(self).__name__
         for what, map in (("prediction", prediction), ("labels", labels)):
-            if map.is_floating_point() or map.dtype == torch.bool:
-                raise TypeError(
-                    f"{name}.update: {what} must be integers, got {map.dtype}. Give class "
-                    "numbers: logits.argmax(1)."
-                )
+            check_integers(name, what, map)
         check_pair(name, prediction, labels)
         counts = labels != self.ignore_index
         true, predicted = labels[counts].long(), prediction[counts].long()
@@ -184,10 +180,19 @@ class InstanceMetric(Metric):
                 are neither tp nor fn.
 
         Raises:
-            ValueError: shapes differ.
+            TypeError: one of them is not an integer tensor.
+            ValueError: shapes differ, or are not (H, W).
 
         Notes: syncs with the host.
         """
+        maps = {"prediction": prediction, "labels": labels, "instances": instances}
+        for what, map in maps.items():
+            check_integers("InstanceMetric", what, map)
+        if labels.dim() != 2:
+            raise ValueError(
+                f"InstanceMetric.update: labels must be (H, W), got {tuple(labels.shape)}. Give "
+                "one image: the same number in two images is not one instance."
+            )
         check_pair("InstanceMetric", prediction, labels)
         check_pair("InstanceMetric", instances, labels)
         # Weighted sums have no fixed order on other devices.

@@ -81,6 +81,15 @@ class Metric:
             )
 
 
+def check_integers(metric: str, what: str, map: Tensor) -> None:
+    """Class or instance numbers."""
+    if map.is_floating_point() or map.dtype == torch.bool:
+        raise TypeError(
+            f"{metric}.update: {what} must be integers, got {map.dtype}. Give class numbers: "
+            "logits.argmax(1)."
+        )
+
+
 def check_pair(metric: str, prediction: Tensor, target: Tensor) -> None:
     """Both of one shape."""
     if prediction.shape != target.shape:

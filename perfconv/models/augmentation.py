@@ -33,7 +33,7 @@ def predict_augmented(
     Args:
         predict: the network, or a function around it; a dictionary of any of these tasks. Outputs
             of another size than the images are scaled to it.
-        images: (N, 3, H, W).
+        images: (N, 3, H, W), floating-point.
         scales: factors of the image's size, above 0.
         flip: also run mirrored images.
         merge: of segmentation: "mean" or "max" (as the authors did over recurrent loops).
@@ -44,8 +44,9 @@ def predict_augmented(
 
     Raises:
         KeyError: a task is none of these.
-        ValueError: ``scales`` is empty or holds a number that is not above 0, ``merge`` is
-            neither, or an image becomes empty.
+        TypeError: ``images`` are not floating point, or ``predict`` returns no dictionary.
+        ValueError: ``images`` or an output are not (N, C, H, W), ``scales`` is empty or holds a
+            number that is not finite and above 0, ``merge`` is neither, or an image becomes empty.
 
     Notes: gradients are not stopped; wrap in ``torch.no_grad()``. Costs 2 * sum of s^2 runs.
     Example:
@@ -55,11 +56,13 @@ def predict_augmented(
         >>> torch.allclose(merged, image[:, :1].sigmoid())
         True
     """
-    if not scales or not all(scale > 0 for scale in scales):
+    scales = tuple(scales)
+    if not scales or not all(0 < scale < math.inf for scale in scales):
         raise ValueError(
-            f"predict_augmented: scales must hold numbers above 0, got {tuple(scales)}. (1.0,) is "
-            "the image as it is."
+            f"predict_augmented: scales must hold numbers above 0, got {scales}. (1.0,) is the "
+            "image as it is."
         )
+    _check_map("images", images)
     if merge not in MERGES:
         raise ValueError(
             f"predict_augmented: merge must be 'mean' or 'max', got {merge!r}. Choose one of these."
@@ -69,11 +72,31 @@ def predict_augmented(
         scaled = _scaled(images, scale)
         for mirrored in (False, True) if flip else (False,):
             outputs = predict(scaled.flip(-1) if mirrored else scaled)
+            if not isinstance(outputs, Mapping):
+                raise TypeError(
+                    "predict_augmented: predict must return a dictionary of tasks, got a "
+                    f"{type(outputs).__name__}. Give a function around the network, or its "
+                    "method predict."
+                )
             for task, output in outputs.items():
+                _check_map(task, output)
                 map = output.to(torch.promote_types(output.dtype, torch.float32))
                 undone = _undo(task, map, scale, mirrored)
                 runs.setdefault(task, []).append(_resized(undone, images.shape[2:]))
     return {task: _merged(task, torch.stack(maps), merge) for task, maps in runs.items()}
+
+
+def _check_map(name: str, map: Tensor) -> None:
+    if not map.is_floating_point():
+        raise TypeError(
+            f"predict_augmented: {name} must be floating point, got {map.dtype}. Convert: "
+            "images.float() / 255."
+        )
+    if map.dim() != 4:
+        raise ValueError(
+            f"predict_augmented: {name} must be (N, C, H, W), got {tuple(map.shape)}. For one "
+            "image, image.unsqueeze(0)."
+        )
 
 
 def _scaled(images: Tensor, scale: float) -> Tensor:

@@ -67,6 +67,20 @@ def test_every_split_by_default(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "split must be one of" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "option",
+    [("--limit", "0"), ("--limit", "-2"), ("--sheet", "sheet"), ("--sheet", "absent/sheet.png")],
+    ids=" ".join,
+)
+def test_options_are_checked_before_reading(
+    option: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as found:
+        main(["data", "verify", "bsds500", "nowhere", *option])
+    assert found.value.code == 2
+    assert f"argument {option[0]}: must be" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["stanford2d3d", "bsds500"])
 def test_real_samples(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "verify", name, str(sample_folder(name)), "--split", "test"]) == 0

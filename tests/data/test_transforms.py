@@ -197,3 +197,12 @@ def test_refusals() -> None:
         crop(sample, 24, 0, 5, 5)
     with pytest.raises(ValueError, match="exponent must be above 0"):
         gamma(sample, 0)
+    for name, value in (
+        ("rotate_deg", 60.0),
+        ("gamma_spread", 1.0),
+        ("flip_share", 2.0),
+        ("scale_range", (2.0, 0.5)),
+        ("colour_range", (-1.0, 1.0)),
+    ):
+        with pytest.raises(ValueError, match=f"Augmentation: {name} must be"):
+            Augmentation(**{name: value})

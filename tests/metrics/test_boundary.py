@@ -177,6 +177,8 @@ def test_refusals() -> None:
         metric.update(torch.zeros(4, 4), line)
     with pytest.raises(ValueError, match=r"probability must be in \[0, 1\]"):
         metric.update(torch.full((4, 4), 2.0), line[None])
+    with pytest.raises(ValueError, match="must hold the map of an annotator, got none"):
+        metric.update(torch.zeros(4, 4), line[None][:0])
     with pytest.raises(ValueError, match="thresholds must be 1 or more"):
         BoundaryMetric(thresholds=0)
     with pytest.raises(TypeError, match="match_boundaries: truth must be bool"):

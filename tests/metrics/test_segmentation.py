@@ -102,6 +102,11 @@ def test_refusals() -> None:
         metric.load_state(SegmentationMetric(4).state())
     with pytest.raises(ValueError, match="instance_pixels must map classes"):
         InstanceMetric(3)
+    instances = InstanceMetric(3, instance_pixels={0: 4.0})
+    with pytest.raises(ValueError, match=r"labels must be \(H, W\), got \(1, 2, 2\)"):
+        instances.update(labels[None], labels[None], labels[None])
+    with pytest.raises(TypeError, match="InstanceMetric.update: prediction must be integers"):
+        instances.update(labels.float(), labels, labels)
 
 
 def test_instances_by_hand() -> None:

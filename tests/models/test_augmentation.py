@@ -98,5 +98,15 @@ def test_refusals() -> None:
         predict_augmented(slope, image(), merge="sum")
     with pytest.raises(ValueError, match="must not become empty"):
         predict_augmented(slope, image(), scales=(0.01,))
+    with pytest.raises(ValueError, match="scales must hold numbers above 0"):
+        predict_augmented(slope, image(), scales=(math.inf,))
+    with pytest.raises(ValueError, match=r"images must be \(N, C, H, W\), got \(3, 6, 8\)"):
+        predict_augmented(slope, image()[0])
+    with pytest.raises(TypeError, match="images must be floating point, got torch.uint8"):
+        predict_augmented(slope, image().byte())
+    with pytest.raises(ValueError, match=r"boundary must be \(N, C, H, W\)"):
+        predict_augmented(lambda x: {"boundary": x[:, 0]}, image())
+    with pytest.raises(TypeError, match="predict must return a dictionary of tasks, got a Tensor"):
+        predict_augmented(lambda x: x, image())
     with pytest.raises(KeyError, match="got 'depth'"):
         predict_augmented(lambda x: {"depth": x}, image())
