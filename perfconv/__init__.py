@@ -4,7 +4,7 @@
 is the drop-in layer. Importing this package never touches CUDA.
 """
 
-from perfconv import flops, losses, metrics, nn, schedules, viz
+from perfconv import data, flops, losses, metrics, models, nn, schedules, viz
 from perfconv._ext import build_info, cuda_error, has_cuda
 from perfconv.convert import convert, unconvert
 from perfconv.distill import distill_gates
@@ -43,6 +43,7 @@ __all__ = [
     "compact_mask",
     "convert",
     "cuda_error",
+    "data",
     "density",
     "distill_gates",
     "downsample_mask",
@@ -57,6 +58,7 @@ __all__ = [
     "has_cuda",
     "losses",
     "metrics",
+    "models",
     "multi_dilation_conv2d",
     "nn",
     "pack_weight",

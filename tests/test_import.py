@@ -38,6 +38,11 @@ def test_importing_does_not_initialise_cuda() -> None:
     assert result.stdout.split() == ["False"]
 
 
+def test_every_part_is_there_after_one_import() -> None:
+    result = python("import perfconv as p; print(p.models.pag_resnet50, p.data.Sample, p.viz.save)")
+    assert result.returncode == 0, result.stderr
+
+
 def test_unbuilt_tree_that_shadows_an_installation(unbuilt_tree: Path) -> None:
     result = python("import perfconv", path=str(unbuilt_tree))
     assert result.returncode != 0

@@ -65,8 +65,8 @@ def _balanced(logits: Tensor, boundaries: Tensor, valid: Tensor | None, consensu
             f"boundary_loss: logits must be (N, 1, H, W), got {tuple(logits.shape)}. Give one "
             "channel."
         )
-    logits = wide(logits)
     counts = checked_valid("boundary_loss", valid, torch.ones_like(boundaries, dtype=torch.bool))
+    logits = torch.where(counts, wide(logits), 0.0)  # what does not count may be anything
     positive = counts & (boundaries > consensus)
     negative = counts & (boundaries == 0)
     count_positive = positive.flatten(1).sum(1).to(logits.dtype)  # (N,)
