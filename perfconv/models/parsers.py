@@ -110,7 +110,7 @@ class DepthAwareParser(nn.Module):
         Args:
             images, depth: as for ``forward``.
             merging: of the stages' probabilities: "last", "mean" or "max"; "segmentation" is their
-                logarithm unless "last".
+                logarithm unless "last". Depth is of the last stage that predicts it.
         """
         stages = self(images, depth)
         logits = stages[-1].segmentation
@@ -118,8 +118,8 @@ class DepthAwareParser(nn.Module):
             tiny = torch.finfo(logits.dtype).tiny
             logits = merge([s.segmentation for s in stages], merging).clamp(min=tiny).log()
         found = {"segmentation": logits}
-        last = stages[-1].depth
-        if last is not None and last.log_depth is not None:
+        depths = [s.depth.log_depth for s in stages if s.depth is not None]
+        if depths and depths[-1] is not None:
             size = (images.size(2), images.size(3))
-            found["log_depth"] = upsample(last.log_depth, self.stride, size)
+            found["log_depth"] = upsample(depths[-1], self.stride, size)
         return found

@@ -19,11 +19,11 @@ from perfconv.nn.batch_norm import (
 from perfconv.nn.block_structure import BlockStructure, NotResidual, Stage, block_structure, refusal
 from perfconv.nn.gate import BinaryGate, PixelGate
 from perfconv.nn.hooks import is_tapped
-from perfconv.nn.stage_conv import as_bool, convolve, geometry, is_pointwise, pack_of
+from perfconv.nn.stage_conv import as_bool, convolve, geometry, pack_of
+from perfconv.nn.stage_masks import stage_masks, stage_sizes
 from perfconv.ops.autograd import is_eager, may_need_gradient
-from perfconv.ops.conv_grad import output_size
 from perfconv.ops.conv_into import perforated_conv2d_into
-from perfconv.ops.mask import ActivePixels, compact_mask, expand_mask
+from perfconv.ops.mask import ActivePixels, compact_mask
 
 EXECUTIONS = ("auto", "dense", "sparse")
 GATE_GRADS = ("dense", "active", "none")
@@ -402,42 +402,12 @@ class GatedBlock(nn.Module):
 
     def _sizes(self, input: Tensor) -> list[tuple[int, int]]:
         """The output size of each stage."""
-        sizes = []
-        size = (input.size(2), input.size(3))
-        if torch.jit.is_tracing():  # where sizes are tensors; FLOP counters trace
-            size = (int(size[0]), int(size[1]))
-        for stage in self.stages:
-            conv = self._conv(stage)
-            top, left = stage.padding
-            height, width = output_size(
-                size, conv.kernel_size, conv.stride, [top, top, left, left], conv.dilation
-            )
-            size = (height, width)
-            sizes.append(size)
-        return sizes
+        return stage_sizes(self.stages, self.stage_convs(), input)
 
     def _masks(self, mask: Tensor | ActivePixels, sizes: list[tuple[int, int]]) -> list:
-        """The pixels that each stage must compute, for the last one to have those of ``mask``.
-
-        None stands for all of them: what a squeeze-excite pools is dense.
-        """
-        masks: list = [mask]
-        for index in range(len(self.stages) - 1, 0, -1):
-            stage = self.stages[index]
-            conv = self._conv(stage)
-            if self._is_squeezed(index):
-                return [None] * index + masks[::-1]
-            if not is_pointwise(stage, conv):
-                mask = expand_mask(
-                    as_bool(mask),
-                    conv.kernel_size,
-                    stride=conv.stride,
-                    padding=stage.padding,
-                    dilation=conv.dilation,
-                    input_size=sizes[index - 1],
-                )
-            masks.append(mask)
-        return masks[::-1]
+        """The pixels that each stage must compute, None for all of them."""
+        squeezed = None if self.structure.squeeze is None else len(self.stages) - 2
+        return stage_masks(self.stages, self.stage_convs(), mask, sizes, squeezed)
 
     @property
     def perforated_stages(self) -> list[str]:

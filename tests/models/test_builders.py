@@ -249,6 +249,16 @@ def test_merged_predictions() -> None:
     assert mean["log_depth"].shape == (1, 1, 33, 40)
 
 
+def test_depth_is_of_the_last_stage_that_predicts_it() -> None:
+    trunk = narrow_trunk(16)
+    model = recurrent_depth_resnet50(4, loop_weighting="none", trunk=trunk).eval()
+    images = torch.rand(1, 3, 32, 40)
+    with torch.no_grad():
+        first = model(images)[0].depth.log_depth
+        found = model.predict(images)["log_depth"]
+    assert torch.equal(found, upsample(first, 8, (32, 40)))
+
+
 def test_errors() -> None:
     with pytest.raises(ValueError, match="depth must be one of 18, 34, 50, 101, got 20"):
         resnet_trunk(20)
