@@ -14,9 +14,10 @@ from perfconv.ops.arguments import IntPair, int_pair
 class CellGate(BinaryGate):
     """One decision per square cell of output pixels, from the cell and its eight neighbours.
 
-    The input's mean over a cell, as asinh(mean), goes through a 1x1 convolution, ReLU, and a 3x3
-    convolution to two logits. Active pixels then come in blobs: a convolution at the rim of the
-    active region reads filled values, and blobs have little rim.
+    The input's mean over a cell, as asinh(mean), standardised over the channels, goes through a 1x1
+    convolution, a leaky ReLU, and a 3x3 convolution to two logits. Active pixels then come in
+    blobs: a convolution at the rim of the active region reads filled values, and blobs have little
+    rim.
 
     Every ``anchor_stride``-th pixel of both directions is an anchor, active whatever is decided.
     With the fill "nearest" no value then comes from farther away than half of that, and a smooth
@@ -28,9 +29,9 @@ class CellGate(BinaryGate):
         stride: of the layer or block.
         hidden_channels: of the layer between.
         anchor_stride: output pixels; None for no anchors.
-        budget: in evaluation, the density of each image's mask, anchors included, to the nearest
-            cell (those cut off by the border count as whole): the cells with the highest logits
-            are open, ties closed. None: the logits decide. Can be set later.
+        budget: in [0, 1]; in evaluation, the density of each image's mask, anchors included, as
+            near as whole cells come to it: the cells with the highest logits are open, ties closed;
+            anchors stay. None: the logits decide. Can be set later.
         init_std, init_bias: of the last layer, as for :class:`PixelGate`.
         temperature, forward_mode, generator: see :class:`BinaryGate`.
 
@@ -94,6 +95,11 @@ class CellGate(BinaryGate):
     def _best_cells(self, logits: Tensor) -> Tensor:
         """(N, 1, h, w), bool: as many cells of each image as the budget allows."""
         assert self.budget is not None
+        if not 0 <= self.budget <= 1:
+            raise ValueError(
+                f"CellGate: budget must be a density in [0, 1], got {self.budget}. None leaves the "
+                "decision to the logits."
+            )
         odds = logits[:, COMPUTE:] - logits[:, :COMPUTE]  # (N, 1, h, w)
         cells = odds.shape[2:].numel()
         of_anchors = 0.0 if self.anchor_stride is None else self.anchor_stride**-2

@@ -153,6 +153,8 @@ def test_bad_input() -> None:
         CellGate(4, cell=0)
     with pytest.raises(ValueError, match="CellGate: anchor_stride must be 1 or more"):
         CellGate(4, cell=1, anchor_stride=0)
+    with pytest.raises(ValueError, match=r"CellGate: budget must be a density in \[0, 1\], got 2"):
+        CellGate(4, cell=1, budget=2.0).eval()(torch.rand(1, 4, 5, 5))
     with pytest.raises(ValueError, match="GatedConv2d: fill must be"):
         GatedConv2d(nn.Conv2d(4, 6, 1), gate=PixelGate(4), fill="passthrough")
 
