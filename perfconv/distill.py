@@ -105,7 +105,7 @@ def distill_gates(
         checkpoint: a file that is replaced, whole, every ``checkpoint_every`` steps; if it is there
             at the start, with the same arguments, the run goes on where it stood, bit for bit.
         calibrate: whether to shift the gates at the end, which runs the model some times on every
-            image; gates with a budget of their own need no shift.
+            image; gates with a density of their own need no shift.
         progress: shows a bar, where tqdm is installed.
 
     Returns:
@@ -172,7 +172,7 @@ def calibrate_gates(
 ) -> float:
     """Shifts the logit "compute" of every gate by one number, so that a target density is met.
 
-    Which pixels come first stays as it was learned; one set of gates serves several budgets.
+    Which pixels come first stays as it was learned; one set of gates serves several densities.
 
     Args:
         model: with learned gates; changed in place, its training flags are put back.

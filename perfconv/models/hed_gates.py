@@ -48,7 +48,7 @@ def hed_with_learned_gates(
 
     Args:
         model: HED with its pretrained weights.
-        density: as for :func:`set_budget`; None leaves the decision to the logits.
+        density: as for :func:`set_density`; None leaves the decision to the logits.
         path: of the gates.
 
     Raises:
@@ -59,11 +59,11 @@ def hed_with_learned_gates(
     gated = gated_hed(model).eval().requires_grad_(False)
     load_gates(gated, path)
     if density is not None:
-        set_budget(gated, density)
+        set_density(gated, density)
     return gated
 
 
-def set_budget(model: HED, density: float) -> None:
+def set_density(model: HED, density: float) -> None:
     """Gives every image the same density over blocks 2 to 5, weighted by their MACs.
 
     Args:
@@ -75,26 +75,26 @@ def set_budget(model: HED, density: float) -> None:
     """
     if not 0 < density <= 1:
         raise ValueError(
-            f"set_budget: density must be in (0, 1], got {density}. Give a share of pixels."
+            f"set_density: density must be in (0, 1], got {density}. Give a share of pixels."
         )
-    budgets = block_budgets(density)
+    densities = block_densities(density)
     for name, gate in gates(model).items():
         if isinstance(gate, CellGate):
-            gate.budget = budgets[int(name[len("block")])]
+            gate.density = densities[int(name[len("block")])]
 
 
-def block_budgets(density: float) -> dict[int, float]:
+def block_densities(density: float) -> dict[int, float]:
     """Density of each block, at most 1, with the mean ``density``."""
-    budgets = {block: density * factor for block, factor in PROFILE.items()}
+    densities = {block: density * factor for block, factor in PROFILE.items()}
     for _ in PROFILE:
-        free = {block for block, value in budgets.items() if value < 1}
-        budgets = {block: min(value, 1.0) for block, value in budgets.items()}
-        missing = sum(SHARES[k] * (density - budgets[k]) for k in budgets)
-        room = sum(SHARES[k] * budgets[k] for k in free)
+        free = {block for block, value in densities.items() if value < 1}
+        densities = {block: min(value, 1.0) for block, value in densities.items()}
+        missing = sum(SHARES[k] * (density - densities[k]) for k in densities)
+        room = sum(SHARES[k] * densities[k] for k in free)
         if room == 0:
             break
-        budgets = {k: v * (1 + missing / room) if k in free else v for k, v in budgets.items()}
-    return {block: min(value, 1.0) for block, value in budgets.items()}
+        densities = {k: v * (1 + missing / room) if k in free else v for k, v in densities.items()}
+    return {block: min(value, 1.0) for block, value in densities.items()}
 
 
 def save_gates(model: HED, path: str | Path = GATES_FILE) -> None:

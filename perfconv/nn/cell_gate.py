@@ -29,7 +29,7 @@ class CellGate(BinaryGate):
         stride: of the layer or block.
         hidden_channels: of the layer between.
         anchor_stride: output pixels; None for no anchors.
-        budget: in [0, 1]; in evaluation, the density of each image's mask, anchors included, as
+        density: in [0, 1]; in evaluation, the density of each image's mask, anchors included, as
             near as whole cells come to it: the cells with the highest logits are open, ties closed;
             anchors stay. None: the logits decide. Can be set later.
         init_std, init_bias: of the last layer, as for :class:`PixelGate`.
@@ -50,7 +50,7 @@ class CellGate(BinaryGate):
         stride: IntPair = 1,
         hidden_channels: int = 16,
         anchor_stride: int | None = None,
-        budget: float | None = None,
+        density: float | None = None,
         temperature: float = 1.0,
         forward_mode: str = "straight_through",
         generator: torch.Generator | None = None,
@@ -69,7 +69,7 @@ class CellGate(BinaryGate):
         self.cell = cell
         self.stride = int_pair("CellGate", "stride", stride)
         self.anchor_stride = anchor_stride
-        self.budget = budget
+        self.density = density
         self.hidden = nn.Conv2d(in_channels, hidden_channels, 1, device=device, dtype=dtype)
         self.classifier = nn.Conv2d(hidden_channels, 2, 3, padding=1, device=device, dtype=dtype)
         start_open(self.classifier, init_std, init_bias)
@@ -86,24 +86,24 @@ class CellGate(BinaryGate):
         mean, variance = features.mean(1, keepdim=True), features.var(1, keepdim=True, correction=0)
         features = (features - mean) * torch.rsqrt(variance + 1e-6)
         logits = self.classifier(F.leaky_relu(self.hidden(features), 0.1))  # (N, 2, h, w)
-        has_budget = self.budget is not None and not self.training
-        mask = self._best_cells(logits) if has_budget and self._forced_density is None else None
+        has_density = self.density is not None and not self.training
+        mask = self._best_cells(logits) if has_density and self._forced_density is None else None
         height, width = input.shape[2:]
         size = (-(-height // self.stride[0]), -(-width // self.stride[1]))
         return self.decide(logits, size, mask)
 
     def _best_cells(self, logits: Tensor) -> Tensor:
-        """(N, 1, h, w), bool: as many cells of each image as the budget allows."""
-        assert self.budget is not None
-        if not 0 <= self.budget <= 1:
+        """(N, 1, h, w), bool: as many cells of each image as the density asks for."""
+        assert self.density is not None
+        if not 0 <= self.density <= 1:
             raise ValueError(
-                f"CellGate: budget must be a density in [0, 1], got {self.budget}. None leaves the "
+                f"CellGate: density must be in [0, 1], got {self.density}. None leaves the "
                 "decision to the logits."
             )
         odds = logits[:, COMPUTE:] - logits[:, :COMPUTE]  # (N, 1, h, w)
         cells = odds.shape[2:].numel()
         of_anchors = 0.0 if self.anchor_stride is None else self.anchor_stride**-2
-        share = (self.budget - of_anchors) / (1 - of_anchors) if of_anchors < 1 else 1.0
+        share = (self.density - of_anchors) / (1 - of_anchors) if of_anchors < 1 else 1.0
         closed = cells - round(max(share, 0.0) * cells)
         if closed == 0:
             return torch.ones_like(odds, dtype=torch.bool)

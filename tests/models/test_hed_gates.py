@@ -1,4 +1,4 @@
-"""HED with gates: what shares a gate, budgets, the file that ships, FLOPs of the gates."""
+"""HED with gates: what shares a gate, densities, the file that ships, FLOPs of the gates."""
 
 from pathlib import Path
 
@@ -11,13 +11,13 @@ from perfconv.models import hed_gates
 from perfconv.models.hed import HED
 from perfconv.models.hed_gates import (
     GATES_FILE,
-    block_budgets,
+    block_densities,
     gate_macs,
     gated_hed,
     hed_with_learned_gates,
     load_gates,
     save_gates,
-    set_budget,
+    set_density,
 )
 from perfconv.nn import CellGate, SharedGate, gates
 
@@ -48,16 +48,16 @@ def test_one_gate_for_each_block(model: HED) -> None:
 
 
 @pytest.mark.parametrize("density", [0.1, 0.5, 0.9, 0.99, 1.0])
-def test_budgets_have_the_mean_asked_for(density: float) -> None:
-    budgets = block_budgets(density)
+def test_densities_have_the_mean_asked_for(density: float) -> None:
+    densities = block_densities(density)
     shares = hed_gates.SHARES
-    mean = sum(shares[k] * value for k, value in budgets.items()) / sum(shares.values())
+    mean = sum(shares[k] * value for k, value in densities.items()) / sum(shares.values())
     assert mean == pytest.approx(density, rel=0.01)
-    assert list(budgets.values()) == sorted(budgets.values(), reverse=True)
-    assert max(budgets.values()) <= 1
+    assert list(densities.values()) == sorted(densities.values(), reverse=True)
+    assert max(densities.values()) <= 1
 
 
-def test_shipped_gates_meet_their_budget(model: HED) -> None:
+def test_shipped_gates_meet_their_density(model: HED) -> None:
     gated = hed_with_learned_gates(model, density=0.6)
     with torch.no_grad(), perfconv.record_gates(gated) as record:
         gated(image())
@@ -99,5 +99,5 @@ def test_bad_input(model: HED, tmp_path: Path) -> None:
         load_gates(gated_hed(model), tmp_path / "other.npz")
     with pytest.raises(FileNotFoundError):
         load_gates(gated_hed(model), tmp_path / "none.npz")
-    with pytest.raises(ValueError, match=r"set_budget: density must be in \(0, 1\], got 0"):
-        set_budget(gated_hed(model), 0)
+    with pytest.raises(ValueError, match=r"set_density: density must be in \(0, 1\], got 0"):
+        set_density(gated_hed(model), 0)

@@ -153,29 +153,29 @@ def test_bad_input() -> None:
         CellGate(4, cell=0)
     with pytest.raises(ValueError, match="CellGate: anchor_stride must be 1 or more"):
         CellGate(4, cell=1, anchor_stride=0)
-    with pytest.raises(ValueError, match=r"CellGate: budget must be a density in \[0, 1\], got 2"):
-        CellGate(4, cell=1, budget=2.0).eval()(torch.rand(1, 4, 5, 5))
+    with pytest.raises(ValueError, match=r"CellGate: density must be in \[0, 1\], got 2"):
+        CellGate(4, cell=1, density=2.0).eval()(torch.rand(1, 4, 5, 5))
     with pytest.raises(ValueError, match="GatedConv2d: fill must be"):
         GatedConv2d(nn.Conv2d(4, 6, 1), gate=PixelGate(4), fill="passthrough")
 
 
-@pytest.mark.parametrize("budget", [0.0, 0.3, 0.75, 1.0])
-def test_budget_opens_the_best_cells_of_each_image(budget: float) -> None:
+@pytest.mark.parametrize("density", [0.0, 0.3, 0.75, 1.0])
+def test_density_opens_the_best_cells_of_each_image(density: float) -> None:
     gate = undecided_gate(cell=2, anchor_stride=4).eval()
     free = gate(images(height=8, width=16))
-    gate.budget = budget
+    gate.density = density
     decision = gate(images(height=8, width=16))
-    share = max(0.0, (budget - 1 / 16) / (1 - 1 / 16))
+    share = max(0.0, (density - 1 / 16) / (1 - 1 / 16))
     for image in range(2):
         odds = (free.logits[image, 1] - free.logits[image, 0]).flatten()
         is_open = decision.mask[image, 0, 1::2, 1::2].flatten()  # not where the anchors are
         assert int(is_open.sum()) == round(share * 32)
         if 0 < is_open.sum() < 32:
             assert odds[is_open].min() > odds[~is_open].max()
-    assert decision.mask.float().mean().item() == pytest.approx(max(budget, 1 / 16), abs=0.02)
+    assert decision.mask.float().mean().item() == pytest.approx(max(density, 1 / 16), abs=0.02)
 
 
-@pytest.mark.parametrize("budget", [0.0, 0.3, 1.0])
-def test_budget_of_no_image(budget: float) -> None:
-    gate = undecided_gate(cell=4, budget=budget).eval()
+@pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
+def test_density_of_no_image(density: float) -> None:
+    gate = undecided_gate(cell=4, density=density).eval()
     assert gate(images()[:0]).mask.shape == (0, 1, 11, 14)

@@ -23,7 +23,7 @@ from perfconv.cli.demo.pictures import Picture
 from perfconv.cli.demo.report import write_report
 from perfconv.data.image import MIN_SIDE, ImageError, Photo, load_photo, packaged_photo
 from perfconv.models.hed import HED
-from perfconv.models.hed_gates import hed_with_learned_gates, set_budget
+from perfconv.models.hed_gates import hed_with_learned_gates, set_density
 from perfconv.models.hed_weights import hed_bsds500
 
 DENSITIES = (0.7, 0.6, 0.5, 0.4, 0.3)
@@ -189,7 +189,7 @@ def _gate_pictures(gated: HED, photo: Photo, measurement: Measurement) -> list[P
     rows = [row for row in measurement.rows if row.setting.kind == GATES]
     shown = measurement.shown.executed_flops
     row = min(rows, key=lambda row: abs(row.executed_flops - shown))
-    set_budget(gated, row.density)
+    set_density(gated, row.density)
     found = viz.decisions(gated, photo.pixels)
     ponder = viz.ponder_figure(found, image=photo.pixels)
     caption = f"of {len(found.calls)} gated layers, at density {row.density:g}"

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from perfconv.models.hed import BLOCKS, HED, block_sizes
-from perfconv.models.hed_gates import gate_macs, set_budget
+from perfconv.models.hed_gates import gate_macs, set_density
 from perfconv.nn.gate_record import record_gates
 from perfconv.ops.conv import explain
 from perfconv.ops.mask import ActivePixels, compact_mask, density
@@ -111,7 +111,7 @@ def run_setting(model: HED, photo: Tensor, setting: Setting, seed: int = 0) -> R
 
 def _run_gates(model: HED, photo: Tensor, setting: Setting) -> Run:
     assert setting.density is not None
-    set_budget(model, setting.density)
+    set_density(model, setting.density)
     begin = time.perf_counter()
     with record_gates(model) as record:
         edges = model(photo).edges
