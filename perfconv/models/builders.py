@@ -17,7 +17,7 @@ from perfconv.models.heads import make_heads
 from perfconv.models.multi_scale import MultiScaleTrunk
 from perfconv.models.parsers import DepthAwareParser, SceneParser
 from perfconv.models.resnet import DEPTHS, BasicBlock, Bottleneck, ResNet
-from perfconv.nn.depth_bins import NYUV2, DepthBins
+from perfconv.nn.depth_bins import CITYSCAPES_M, NYUV2_M, DepthBins
 from perfconv.nn.depth_branch import DepthBranch
 from perfconv.nn.depth_pool import DepthAwarePool
 from perfconv.nn.dilation_pool import MultiDilationPool
@@ -182,7 +182,7 @@ def depth_aware_resnet50(
     weighting: str = "predicted_depth",
     assignment: str = "soft",
     tied: bool = False,
-    bins: DepthBins = NYUV2,
+    bins: DepthBins = NYUV2_M,
     trunk: ResNet | None = None,
 ) -> DepthAwareParser:
     """res6, a :class:`DepthAwarePool` and a classifier: the rows "average" to "predDepth"."""
@@ -196,7 +196,7 @@ def depth_aware_resnet101(
     weighting: str = "predicted_depth",
     assignment: str = "soft",
     tied: bool = False,
-    bins: DepthBins = NYUV2,
+    bins: DepthBins = CITYSCAPES_M,
     trunk: ResNet | None = None,
 ) -> DepthAwareParser:
     """The same on a ResNet-101 with the three-conv stem: the authors' Cityscapes network."""
@@ -210,7 +210,7 @@ def recurrent_depth_resnet50(
     loops: int = 2,
     loop_weighting: str = "predicted_depth",
     assignment: str = "soft",
-    bins: DepthBins = NYUV2,
+    bins: DepthBins = NYUV2_M,
     trunk: ResNet | None = None,
 ) -> DepthAwareParser:
     """Depth-aware gating by predicted depth, then loops: "none", true or predicted depth there."""
@@ -224,7 +224,7 @@ def recurrent_depth_resnet101(
     loops: int = 2,
     loop_weighting: str = "predicted_depth",
     assignment: str = "soft",
-    bins: DepthBins = NYUV2,
+    bins: DepthBins = CITYSCAPES_M,
     trunk: ResNet | None = None,
 ) -> DepthAwareParser:
     """The same on a ResNet-101 with the three-conv stem."""

@@ -88,8 +88,8 @@ class DepthAwareParser(nn.Module):
 
         Args:
             images: (N, 3, H, W), RGB in [0, 1].
-            depth: (N, 1, H, W), raw as the pool's bins expect it (``NYUV2``: millimetres;
-                ``NYUV2_M``, ``CITYSCAPES_M``: metres); for true depth.
+            depth: (N, 1, H, W), in the unit of the pool's bins: metres, unless others than the
+                builders' are given; for true depth.
         """
         size = (images.size(2), images.size(3))
         features = self.trunk(images)

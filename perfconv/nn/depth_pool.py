@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from perfconv.nn.depth_bins import NYUV2, DepthBins, hard_bins, soft_bins
+from perfconv.nn.depth_bins import NYUV2_M, DepthBins, hard_bins, soft_bins
 from perfconv.nn.depth_branch import DepthBranch, DepthPrediction
 from perfconv.nn.dilation_branches import BranchPool, DilationBranches, check_branches
 from perfconv.nn.dilation_pool import weighted_sum
@@ -64,7 +64,7 @@ class DepthAwarePool(BranchPool):
         assignment: str = "soft",
         tied: bool = False,
         *,
-        bins: DepthBins = NYUV2,
+        bins: DepthBins = NYUV2_M,
         depth_branch: DepthBranch | None = None,
         gate: ScaleGate | None = None,
         batch_norm: str = "active",
@@ -107,9 +107,9 @@ class DepthAwarePool(BranchPool):
         """Pools ``input`` (N, C, h, w).
 
         Args:
-            depth: (N, 1, H, W), raw as ``bins`` expects it, at any resolution; for "true_depth".
-                ``NYUV2`` expects millimetres: for ``depth_m`` of ``perfconv.data`` the pool needs
-                ``bins=NYUV2_M`` or ``CITYSCAPES_M``.
+            depth: (N, 1, H, W), in the unit of ``bins``, at any resolution; for "true_depth". The
+                default, ``NYUV2_M``, takes metres, as ``depth_m`` of ``perfconv.data``; ``NYUV2``
+                takes millimetres, ``CITYSCAPES`` raw disparity.
             depth_features: (N, C', h, w), what the depth branch sees; default ``input``.
 
         Raises:

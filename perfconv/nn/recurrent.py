@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from perfconv.nn.depth_bins import NYUV2, DepthBins
+from perfconv.nn.depth_bins import NYUV2_M, DepthBins
 from perfconv.nn.depth_branch import DepthBranch, DepthPrediction
 from perfconv.nn.depth_pool import DepthAwarePool
 from perfconv.nn.layers import conv_norm_relu
@@ -61,7 +61,7 @@ class RecurrentRefinement(nn.Module):
         assignment: str = "soft",
         tied: bool = False,
         dilations: Sequence[int] = (1, 2, 4, 8, 16),
-        bins: DepthBins = NYUV2,
+        bins: DepthBins = NYUV2_M,
         has_regression: bool = True,
         depth_kernel: int = 1,
         dropout: float = 0.1,
