@@ -96,7 +96,8 @@ def test_under_autocast() -> None:
         found = perfconv.explain(input, weight, mask, padding=1)
         mixed = perfconv.explain(input.half(), weight, mask, padding=1)
     assert found == mixed == perfconv.explain(input.half(), weight.half(), mask, padding=1)
-    assert found != perfconv.explain(input, weight, mask, padding=1)
+    if perfconv.build_info()["cpu_isa"] != "portable":  # it is tuned for no dtype
+        assert found != perfconv.explain(input, weight, mask, padding=1)
 
 
 def test_every_option_of_the_convolution() -> None:
