@@ -50,6 +50,6 @@ def train_on_rank(rank: int, ranks: int, folder: str) -> None:
     grads = {name: parameter.grad for name, parameter in network.named_parameters()}
     torch.save(grads, Path(folder) / f"rank{rank}.pt")
     dist.barrier()
-    # Without destructors: that of DistributedDataParallel holds the interpreter's lock while it waits
-    # for gloo's thread, which may be waiting for that lock (seen in torch 2.13).
+    # Without destructors: that of DistributedDataParallel holds the interpreter's lock while it
+    # waits for gloo's thread, which may be waiting for that lock (seen in torch 2.13).
     os._exit(0)
