@@ -50,14 +50,13 @@ const ShapeClass& forward_class(const ConvGeometry& g, StorageType storage) {
   return is_measured && g.taps() == 1 && fewest >= 64 && most <= 1024 ? kPointwise : shape_class(g);
 }
 
-// Where the gradients here win at any density (KERNELS.md K-018): oneDNN's float32 backward, and
-// bfloat16 with many channels, on maps large enough to pay for the packs.
+// Where the gradients here win at any density (KERNELS.md K-018, K-030): float32 from 128 channels
+// on, bfloat16 with many, on maps large enough to pay for the packs.
 bool always_wins_backward(const ConvGeometry& g, StorageType storage) {
   constexpr int64_t kLargeMap = 2048;
-  constexpr int64_t kManyChannels = 512;
-  return &shape_class(g) == &kWide && g.out_pixels() >= kLargeMap &&
-         (storage == StorageType::kFloat ||
-          std::min(g.group_in_channels(), g.group_out_channels()) >= kManyChannels);
+  const int64_t fewest = std::min(g.group_in_channels(), g.group_out_channels());
+  return g.out_pixels() >= kLargeMap && fewest >= (storage == StorageType::kFloat ? 128 : 512) &&
+         &shape_class(g) == &kWide;
 }
 
 std::string percent(double density) {
