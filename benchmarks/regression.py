@@ -19,7 +19,8 @@ from pathlib import Path
 
 from report import read
 
-SMALLEST_CHANGE = 0.15  # set after two runs of one build: at 5 % the rule called 2 of 16 cells slower
+# Set after two runs of one build, of which 5 % called 2 cells of 16 slower.
+SMALLEST_CHANGE = 0.15
 LARGEST_DRIFT = 1.25  # of the dense time between the two runs
 SAME_MACHINE = ("processor", "isa", "threads", "torch")
 
