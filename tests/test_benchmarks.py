@@ -82,6 +82,15 @@ def test_a_dry_run_of_the_gpu_benchmark(scripts, tmp_path, capsys):
     assert len(output.read_text().splitlines()) == 1 + len(rows)
 
 
+def test_the_flops_ratio_of_a_network_is_that_of_the_masks_given(scripts):
+    case = scripts["bench_network"].Case((64, 64), with_compile=False)
+    with torch.inference_mode():
+        case.check()
+        ratios = [case.give(density, "random") for density in (0.25, 0.5, 1.0)]
+    assert 0.25 < ratios[0] < ratios[1] < 0.9
+    assert ratios[2] == 1
+
+
 @pytest.mark.parametrize(("script", "rows"), [("bench_block", 2), ("bench_network", 1)])
 def test_a_quick_run_of_gated_models(scripts, script, rows, tmp_path, capsys):
     output = tmp_path / "gated.jsonl"
@@ -92,7 +101,7 @@ def test_a_quick_run_of_gated_models(scripts, script, rows, tmp_path, capsys):
     assert len(found) == rows
     for row in found:
         assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
-        assert 0 < row["flops_ratio"] <= 1
+        assert 0 < row["flops_ratio"] < 1 or row["density"] == 1
         assert isinstance(row["holds"], bool)
     assert scripts[script].main(arguments) == 0  # continued: nothing is measured again
     assert len(output.read_text().splitlines()) == 1 + rows
