@@ -13,7 +13,13 @@ MODULES = [
     module.name
     for package in (perfconv.ops, perfconv.nn, perfconv.losses, perfconv.metrics)
     for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
-] + ["perfconv.convert", "perfconv.flops", "perfconv.schedules", "perfconv.data.scenes"]
+] + [
+    "perfconv.convert",
+    "perfconv.flops",
+    "perfconv.schedules",
+    "perfconv.data.scenes",
+    "perfconv.train.networks",
+]
 
 
 @pytest.mark.parametrize("name", MODULES)
