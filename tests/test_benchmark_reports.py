@@ -12,9 +12,8 @@ RECORDED = Path(__file__).parent / "recorded"
 
 
 @pytest.fixture
-def scripts(monkeypatch):
-    """The scripts as modules."""
-    return load_scripts(monkeypatch, "report", "regression", "page")
+def scripts():
+    return load_scripts("report", "regression", "page")
 
 
 def recorded(number: int) -> list[dict]:

@@ -11,14 +11,9 @@ from benchmark_scripts import load_scripts
 
 
 @pytest.fixture
-def scripts(monkeypatch):
-    """The scripts as modules."""
+def scripts():
     threads = torch.get_num_threads()
-    yield load_scripts(
-        monkeypatch,
-        *("problems", "timing", "timing_cuda", "results_file", "gated_models", "bench_conv"),
-        *("bench_cuda", "bench_block", "bench_network", "bench_pool", "report"),
-    )
+    yield load_scripts("problems", "conv", "cuda", "block", "network", "pool", "report")
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = False
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -37,13 +32,13 @@ def test_masks_have_about_the_wanted_density(scripts, pattern, density):
 def test_quick_run_writes_continues_and_reports(scripts, tmp_path, capsys):
     output = tmp_path / "quick.jsonl"
     arguments = ["--quick", "--filter", "c64-64", "--threads", "1", "--output", str(output)]
-    assert scripts["bench_conv"].main(arguments) == 0
+    assert scripts["conv"].main(arguments) == 0
     head, *rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert head["isa"]
     assert head["threads"] == 1
     assert len(rows) == 4 * 2 * 2  # problems, passes, algorithms
     assert all(row["candidate_ms"] > 0 and 0 < row["density"] < 1 for row in rows)
-    assert scripts["bench_conv"].main(arguments) == 0  # continued: nothing is measured again
+    assert scripts["conv"].main(arguments) == 0  # continued: nothing is measured again
     assert len(output.read_text().splitlines()) == 1 + len(rows)
     capsys.readouterr()
     document = tmp_path / "page.md"
@@ -59,7 +54,7 @@ def test_quick_run_writes_continues_and_reports(scripts, tmp_path, capsys):
 
 
 def test_a_wrong_kernel_is_not_timed(scripts, monkeypatch):
-    module = scripts["bench_conv"]
+    module = scripts["conv"]
     case = module.Case(scripts["problems"].Problem(16, 16, 8, 8))
     monkeypatch.setattr(case, "perforated", lambda *_: torch.zeros(1, 16, 8, 8))
     with pytest.raises(AssertionError, match="is off by"):
@@ -70,7 +65,7 @@ def test_a_dry_run_of_the_gpu_benchmark(scripts, tmp_path, capsys):
     output = tmp_path / "gpu.jsonl"
     only = "c64-64-1x30x40-k3-dil1-bfloat16-random0.25"
     arguments = ["--dry-run", "--filter", only, "--repeats", "3", "--output", str(output)]
-    assert scripts["bench_cuda"].main(arguments) == 0
+    assert scripts["cuda"].main(arguments) == 0
     head, *rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert {"device", "driver", "cuda", "torch", "commit", "tf32"} <= head.keys()
     compared = {"dense", "dense_nchw", "implicit_gemm", "im2col", "matmul"}
@@ -78,12 +73,12 @@ def test_a_dry_run_of_the_gpu_benchmark(scripts, tmp_path, capsys):
         found = {row["algorithm"] for row in rows if row["pass"] == mode and "dtype" in row}
         assert wanted <= found
     assert all(row["low_us"] <= row["median_us"] <= row["high_us"] for row in rows)
-    assert scripts["bench_cuda"].main(arguments) == 0  # continued: nothing is measured again
+    assert scripts["cuda"].main(arguments) == 0  # continued: nothing is measured again
     assert len(output.read_text().splitlines()) == 1 + len(rows)
 
 
 def test_the_flops_ratio_of_a_network_is_that_of_the_masks_given(scripts):
-    case = scripts["bench_network"].Case((64, 64), with_compile=False)
+    case = scripts["network"].Case((64, 64), with_compile=False)
     with torch.inference_mode():
         case.check()
         ratios = [case.give(density, "random") for density in (0.25, 0.5, 1.0)]
@@ -91,7 +86,7 @@ def test_the_flops_ratio_of_a_network_is_that_of_the_masks_given(scripts):
     assert ratios[2] == 1
 
 
-@pytest.mark.parametrize(("script", "rows"), [("bench_block", 2), ("bench_network", 1)])
+@pytest.mark.parametrize(("script", "rows"), [("block", 2), ("network", 1)])
 def test_a_quick_run_of_gated_models(scripts, script, rows, tmp_path, capsys):
     output = tmp_path / "gated.jsonl"
     arguments = ["--quick", "--threads", "1", "--output", str(output)]
@@ -109,7 +104,7 @@ def test_a_quick_run_of_gated_models(scripts, script, rows, tmp_path, capsys):
 
 
 def test_a_wrong_block_is_not_timed(scripts):
-    module = scripts["bench_block"]
+    module = scripts["block"]
     case = module.Case(scripts["problems"].quick_block_problems()[0], with_compile=False)
     with torch.no_grad():
         case.check()
@@ -120,7 +115,7 @@ def test_a_wrong_block_is_not_timed(scripts):
 
 
 def test_the_gates_of_a_benchmark_cost_and_open_what_they_are_told_to(scripts):
-    module = scripts["bench_block"]
+    module = scripts["block"]
     case = module.Case(scripts["problems"].quick_block_problems()[0], with_compile=False)
     with torch.no_grad(), torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
         active = case.gate()
@@ -130,12 +125,12 @@ def test_the_gates_of_a_benchmark_cost_and_open_what_they_are_told_to(scripts):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_the_gpu_benchmark_needs_a_gpu(scripts, capsys):
-    assert scripts["bench_cuda"].main([]) == 1
+    assert scripts["cuda"].main([]) == 1
     assert "no GPU to measure on" in capsys.readouterr().err
 
 
 def test_a_wrong_result_is_not_timed_on_a_gpu(scripts, monkeypatch):
-    module = scripts["bench_cuda"]
+    module = scripts["cuda"]
     problem = scripts["problems"].Problem(16, 16, 8, 8)
     case = module.Case(problem, torch.device("cpu"))
     case.check()
@@ -147,7 +142,7 @@ def test_a_wrong_result_is_not_timed_on_a_gpu(scripts, monkeypatch):
 def test_pool_quick_run(scripts, tmp_path):
     output = tmp_path / "pool.jsonl"
     arguments = ["--quick", "--threads", "1", "--output", str(output)]
-    assert scripts["bench_pool"].main(arguments) == 0
+    assert scripts["pool"].main(arguments) == 0
     head, *rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert head["threads"] == 1
     assert [row["tied"] for row in rows] == [False, True]

@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "models": {"ops", "nn", "convert"},
     "distill": {"ops", "nn", "convert", "models", "losses"},
     "train": {"*"},
+    "_bench": {"*"},
     "cli": {"*", "cli"},
     "__init__": {"*"},
     "__main__": {"cli"},

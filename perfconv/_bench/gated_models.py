@@ -46,7 +46,7 @@ def fold_batch_norms(model: nn.Module) -> nn.Module:
 
 def read_bandwidth(mebibytes: int = 256, repeats: int = 7) -> float:
     """Bytes a second at which this machine reads memory, with torch's threads."""
-    from timing import median_ms
+    from perfconv._bench.timing import median_ms
 
     values = torch.ones(mebibytes << 18)
     return values.nbytes / (1e-3 * median_ms(values.sum, repeats))

@@ -10,7 +10,8 @@ import time
 from dataclasses import dataclass
 
 import torch
-from timing import Call
+
+from perfconv._bench.timing import Call
 
 DEFAULT_CACHE_BYTES = 64 * 2**20
 

@@ -1,0 +1,180 @@
+"""Times a fused, sparse gated bottleneck against the best dense one, inference.
+
+    python benchmarks/bench_block.py --quick
+    python benchmarks/bench_block.py --threads 2 --output benchmarks/results/NAME.jsonl
+
+A results file is one JSON object a line: the environment, then a block a line; an interrupted run
+continues where it stopped. Dense is the fastest of both layouts, eager and through torch.compile
+(--no-compile leaves that out), BatchNorm folded, ReLU and addition in place. The gated block is
+what ``perfconv.fuse(inplace=True)`` gives, in channels_last; its gate is computed, its mask
+compacted and its halo found in every call, within the time.
+
+Verdict: time ratio <= 1.05 * FLOPs ratio + one read of the input at the measured bandwidth + 3 %;
+with all gates open <= 1 + the gate's own cost + 2 %.
+"""
+
+import argparse
+import copy
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import perfconv
+from perfconv._bench.gated_models import GivenGate, fold_batch_norms, read_bandwidth
+from perfconv._bench.problems import BlockProblem, block_problems, quick_block_problems
+from perfconv._bench.results_file import ResultsFile
+from perfconv._bench.timing import cold_ms, commit, compare, environment, fastest
+from perfconv.models.resnet import Bottleneck
+from perfconv.nn import GatedBottleneck
+
+LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+def plain_block(problem: BlockProblem) -> Bottleneck:
+    """With a branch that hardly adds to its input: blocks in place run many times."""
+    block = Bottleneck(problem.channels, problem.channels // 4, dilation=problem.dilation)
+    nn.init.constant_(block.bn3.weight, 1e-3)
+    return block.eval().requires_grad_(False).to(getattr(torch, problem.dtype))
+
+
+class DenseBottleneck(nn.Module):
+    """The same with BatchNorm folded and everything else in place."""
+
+    def __init__(self, block: Bottleneck) -> None:
+        super().__init__()
+        folded = fold_batch_norms(copy.deepcopy(block))
+        self.conv1, self.conv2, self.conv3 = folded.conv1, folded.conv2, folded.conv3
+
+    def forward(self, input: Tensor) -> Tensor:
+        features = F.relu_(self.conv1(input))
+        features = F.relu_(self.conv2(features))
+        return F.relu_(self.conv3(features).add_(input))
+
+
+class Case:
+    """The dense and the gated block of a problem, and the calls to time."""
+
+    def __init__(self, problem: BlockProblem, with_compile: bool) -> None:
+        torch.manual_seed(problem.seed)
+        dtype = getattr(torch, problem.dtype)
+        plain = plain_block(problem)
+        image = torch.rand(1, problem.channels, problem.height, problem.width).to(dtype)
+        self.problem = problem
+        self.mask = problem.mask()
+        self.inputs = {name: image.to(memory_format=kind) for name, kind in LAYOUTS.items()}
+        self.dense = {}
+        for name, kind in LAYOUTS.items():
+            model = DenseBottleneck(plain).to(memory_format=kind)
+            self.dense[name] = lambda model=model, name=name: model(self.inputs[name])
+            if with_compile:
+                compiled = torch.compile(model)
+                self.dense[f"{name}, compiled"] = lambda c=compiled, n=name: c(self.inputs[n])
+        gate = GivenGate(problem.channels).to(dtype)
+        gate.give(self.mask)
+        gated = GatedBottleneck(plain, gate=gate).eval()
+        self.block = perfconv.fuse(gated.to(memory_format=torch.channels_last), inplace=True)
+        self.own = self.inputs["channels_last"].clone(memory_format=torch.channels_last)
+
+    def sparse(self) -> Tensor:
+        return self.block(self.own, owns_input=True)
+
+    def gate(self) -> object:
+        return self.block.gate.active_pixels(self.inputs["channels_last"])
+
+    def check(self) -> None:
+        """Active pixels equal the dense block, up to rounding; the others their input."""
+        dense = self.dense["nchw"]().float()
+        wanted = torch.where(self.mask, dense, self.inputs["nchw"].float())
+        found = self.block(self.own.clone(memory_format=torch.preserve_format), owns_input=True)
+        error = (found.float() - wanted).abs().max().item()
+        bound = 0.05 if self.problem.dtype == "bfloat16" else 1e-4
+        if not error <= bound:
+            raise AssertionError(f"{self.problem.name}: the gated block is off by {error}")
+
+    def flops_ratio(self) -> float:
+        """Active over dense MACs, the first layer on its halo."""
+        halo = perfconv.expand_mask(
+            self.mask, 3, padding=self.problem.dilation, dilation=self.problem.dilation
+        )
+        inner, outer = self.problem.channels // 4, self.problem.channels
+        first, others = inner * outer, 9 * inner * inner + inner * outer
+        active = float(halo.float().mean()) * first + float(self.mask.float().mean()) * others
+        return active / (first + others)
+
+
+def measure(problem: BlockProblem, pairs: int, with_compile: bool, bandwidth: float) -> dict:
+    case = Case(problem, with_compile)
+    with torch.inference_mode():
+        case.check()
+        best = fastest(case.dense)
+        timed = compare(case.dense[best], case.sparse, pairs=pairs)
+        gate_ms = cold_ms(case.gate, case.dense[best])
+    flops_ratio = case.flops_ratio()
+    read = case.own.nbytes / bandwidth / (1e-3 * timed.baseline_ms)
+    is_open = problem.density >= 1
+    bound = 1.02 + gate_ms / timed.baseline_ms if is_open else 1.05 * flops_ratio + read + 0.03
+    ratio = 1 / timed.speed_up
+    return {
+        "problem": problem.name,
+        "commit": commit(),
+        **problem.record(),
+        "density": float(case.mask.float().mean()),
+        "dense": best,
+        "dense_ms": timed.baseline_ms,
+        "gated_ms": timed.candidate_ms,
+        "gate_ms": gate_ms,
+        "ratio": ratio,
+        "ratio_low": 1 / timed.speed_up_high,
+        "ratio_high": 1 / timed.speed_up_low,
+        "flops_ratio": flops_ratio,
+        "read_ratio": read,
+        "bound": bound,
+        "holds": ratio <= bound,
+        "pairs": pairs,
+    }
+
+
+def describe(row: dict) -> str:
+    return (
+        f"{row['problem']:52s} dense {row['dense_ms']:7.2f} ms ({row['dense']})  gated "
+        f"{row['gated_ms']:7.2f} ms  ratio {row['ratio']:.3f} ({row['ratio_low']:.3f}-"
+        f"{row['ratio_high']:.3f})  FLOPs {row['flops_ratio']:.3f}  bound {row['bound']:.3f}  "
+        f"gate {row['gate_ms']:.2f} ms  {'holds' if row['holds'] else 'MISSED'}"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="two small blocks, 5 pairs, eager")
+    parser.add_argument("--no-compile", action="store_true", help="dense blocks in eager mode only")
+    parser.add_argument("--pairs", type=int, default=31)
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--filter", default="", help="only problems whose name contains this")
+    parser.add_argument("--output", type=Path, help="results file (JSON lines), continued")
+    arguments = parser.parse_args(argv)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    problems, pairs = (
+        (quick_block_problems(), 5) if arguments.quick else (block_problems(), arguments.pairs)
+    )
+    bandwidth = read_bandwidth(16 if arguments.quick else 256)
+    head = {**environment(), "read_gb_per_s": bandwidth / 1e9}
+    print(json.dumps(head))
+    results = ResultsFile(arguments.output, head)
+    problems = [problem for problem in problems if arguments.filter in problem.name]
+    for index, problem in enumerate(problems, 1):
+        if results.has(problem.name):
+            continue
+        with_compile = not (arguments.quick or arguments.no_compile)
+        row = measure(problem, pairs, with_compile, bandwidth)
+        results.add(row)
+        print(f"[{index}/{len(problems)}] {describe(row)}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

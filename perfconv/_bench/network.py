@@ -1,0 +1,163 @@
+"""Times a ResNet-50 with gates against the plain one: whole networks, one image, inference.
+
+    python benchmarks/bench_network.py --quick
+    python benchmarks/bench_network.py --threads 2 --output benchmarks/results/NAME.jsonl
+
+The trunk of the parsers (torchvision's layers) at output stride 8, 425x560, random weights,
+converted and fused in place. Every gate opens a mask of its own, all of one density. Dense is the
+fastest of both layouts, eager and through torch.compile (--no-compile leaves that out), BatchNorm
+folded. Gates are computed within the time and left out of the FLOPs.
+
+Verdict: latency ratio within 5 points of the FLOPs ratio.
+"""
+
+import argparse
+import copy
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import perfconv
+from perfconv._bench.gated_models import GivenGate, fold_batch_norms
+from perfconv._bench.problems import mask_of_size
+from perfconv._bench.results_file import ResultsFile
+from perfconv._bench.timing import commit, compare, environment, fastest
+from perfconv.models.resnet import Bottleneck, ResNet
+
+LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
+DENSITIES = (0.5, 0.7, 0.9, 1.0)
+PATTERNS = ("random", "blobs")
+MARGIN = 0.05  # between latency ratio and FLOPs ratio
+
+
+class Trunk(nn.Module):
+    """A ResNet-50 that returns its last features; random weights that keep the size of features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = ResNet(Bottleneck, (3, 4, 6, 3), output_stride=8)
+        for module in self.modules():
+            if isinstance(module, Bottleneck):
+                nn.init.constant_(module.bn3.weight, 0.2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images)["res5"]
+
+
+class Case:
+    """The dense networks, and the gated one at a density."""
+
+    def __init__(self, size: tuple[int, int], with_compile: bool) -> None:
+        torch.manual_seed(0)
+        model = Trunk().eval().requires_grad_(False)
+        image = torch.rand(1, 3, *size)
+        self.images = {name: image.to(memory_format=kind) for name, kind in LAYOUTS.items()}
+        self.dense = {}
+        for name, kind in LAYOUTS.items():
+            folded = fold_batch_norms(copy.deepcopy(model)).to(memory_format=kind)
+            self.dense[name] = lambda m=folded, n=name: m(self.images[n])
+            if with_compile:
+                compiled = torch.compile(folded)
+                self.dense[f"{name}, compiled"] = lambda m=compiled, n=name: m(self.images[n])
+        with torch.inference_mode():
+            self.best = fastest(self.dense)
+        converted = perfconv.convert(
+            model,
+            gate=lambda block: GivenGate(block.conv1.in_channels, stride=block.conv2.stride),
+        )
+        self.gated = perfconv.fuse(converted.to(memory_format=torch.channels_last), inplace=True)
+
+    def give(self, density: float, pattern: str) -> float:
+        """Gives every gate a mask; the FLOPs ratio of the network."""
+        with perfconv.record_gates(self.gated) as record, torch.no_grad():
+            self.gated(self.images["channels_last"])
+        gates = perfconv.gates(self.gated)
+        for seed, call in enumerate(record.calls):
+            height, width = call.gate.mask.shape[2:]
+            gates[call.name].give(mask_of_size(height, width, density, pattern, seed))
+        return perfconv.flops.count(self.gated, self.images["channels_last"]).flops_ratio
+
+    def sparse(self) -> Tensor:
+        return self.gated(self.images["channels_last"])
+
+    def check(self) -> None:
+        """With every gate open the gated network is the plain one, up to rounding."""
+        self.give(1.0, "random")
+        expected, found = self.dense["nchw"](), self.sparse()
+        error = ((found - expected).norm() / expected.norm()).item()
+        if not error <= 1e-3:
+            raise AssertionError(f"the gated network is off by {error}")
+
+
+def measure(case: Case, name: str, density: float, pattern: str, pairs: int) -> dict:
+    flops_ratio = case.give(density, pattern)
+    with torch.inference_mode():
+        timed = compare(case.dense[case.best], case.sparse, pairs=pairs)
+    ratio = 1 / timed.speed_up
+    return {
+        "problem": name,
+        "commit": commit(),
+        "density": density,
+        "pattern": pattern,
+        "dense": case.best,
+        "dense_ms": timed.baseline_ms,
+        "gated_ms": timed.candidate_ms,
+        "ratio": ratio,
+        "ratio_low": 1 / timed.speed_up_high,
+        "ratio_high": 1 / timed.speed_up_low,
+        "flops_ratio": flops_ratio,
+        "holds": ratio <= flops_ratio + MARGIN,
+        "pairs": pairs,
+    }
+
+
+def describe(row: dict) -> str:
+    return (
+        f"{row['problem']:40s} dense {row['dense_ms']:7.1f} ms ({row['dense']})  gated "
+        f"{row['gated_ms']:7.1f} ms  ratio {row['ratio']:.3f} ({row['ratio_low']:.3f}-"
+        f"{row['ratio_high']:.3f})  FLOPs {row['flops_ratio']:.3f}  "
+        f"{'holds' if row['holds'] else 'MISSED'}"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a small image, one density, 3 pairs")
+    parser.add_argument(
+        "--no-compile", action="store_true", help="dense network in eager mode only"
+    )
+    parser.add_argument("--pairs", type=int, default=31)
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--output", type=Path, help="results file (JSON lines), continued")
+    arguments = parser.parse_args(argv)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    size = (64, 64) if arguments.quick else (425, 560)
+    pairs = 3 if arguments.quick else arguments.pairs
+    cases = [
+        (f"resnet50-os8-{size[0]}x{size[1]}-{pattern}{density}", density, pattern)
+        for pattern in PATTERNS[: 1 if arguments.quick else 2]
+        for density in DENSITIES[: 1 if arguments.quick else 4]
+        if pattern == PATTERNS[0] or density < 1
+    ]
+    head = environment()
+    print(json.dumps(head))
+    results = ResultsFile(arguments.output, head)
+    cases = [wanted for wanted in cases if not results.has(wanted[0])]
+    if not cases:
+        return 0
+    case = Case(size, not (arguments.quick or arguments.no_compile))
+    with torch.inference_mode():
+        case.check()
+    for index, (name, density, pattern) in enumerate(cases, 1):
+        row = measure(case, name, density, pattern, pairs)
+        results.add(row)
+        print(f"[{index}/{len(cases)}] {describe(row)}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

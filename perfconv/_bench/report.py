@@ -1,0 +1,139 @@
+"""Turns results files into Markdown tables; reads only, never times.
+
+    python benchmarks/report.py benchmarks/results/NAME.jsonl
+    python benchmarks/report.py benchmarks/results/NAME.jsonl --update README.md
+
+With --update, the table replaces what stands between the two marker comments of that file, so a
+number in a document is never typed.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+BEGIN, END = "<!-- benchmark table: begin -->", "<!-- benchmark table: end -->"
+DENSITIES = (0.1, 0.25, 0.5, 0.75, 1.0)
+
+
+def read(path: Path) -> tuple[dict, list[dict]]:
+    """(environment, measurements) of a results file."""
+    rows = [json.loads(line) for line in path.read_text().splitlines() if line]
+    return rows[0], [row for row in rows if "problem" in row]
+
+
+def shape_name(row: dict) -> str:
+    groups = "" if row["groups"] == 1 else f", {row['groups']} groups"
+    kernel = f"{row['kernel']}x{row['kernel']}"
+    return (
+        f"{row['channels']} to {row['out_channels']}, {row['height']}x{row['width']}, "
+        f"{kernel} dilation {row['dilation']}{groups}"
+    )
+
+
+def cell(row: dict | None) -> str:
+    if row is None:
+        return ""
+    return f"{row['speed_up']:.2f}x ({row['speed_up_low']:.2f}-{row['speed_up_high']:.2f})"
+
+
+def wanted(row: dict, dtype: str, pass_name: str, algorithm: str) -> bool:
+    return (
+        row["dtype"] == dtype
+        and row["pass"] == pass_name
+        and row["algorithm"] == algorithm
+        and row["pattern"] == "random"
+    )
+
+
+def nearest_density(row: dict) -> float:
+    return min(DENSITIES, key=lambda density: abs(density - row["density"]))
+
+
+def table(rows: list[dict]) -> str:
+    """Speed-up by shape and density."""
+    shapes: dict[str, dict[float, dict]] = {}
+    for row in rows:
+        shapes.setdefault(shape_name(row), {})[nearest_density(row)] = row
+    densities = [d for d in DENSITIES if any(d in found for found in shapes.values())]
+    lines = [
+        "| shape | dense ms | " + " | ".join(f"density {d:g}" for d in densities) + " |",
+        "|---|---|" + "---|" * len(densities),
+    ]
+    for name, found in shapes.items():
+        dense = sorted(row["baseline_ms"] for row in found.values())[len(found) // 2]
+        cells = " | ".join(cell(found.get(d)) for d in densities)
+        lines.append(f"| {name} | {dense:.2f} | {cells} |")
+    return "\n".join(lines)
+
+
+def describe(head: dict, rows: list[dict], source: Path) -> str:
+    commits = dict.fromkeys([head["commit"], *(row.get("commit", "") for row in rows)])
+    built = ", ".join(filter(None, commits))  # more than one: the file was continued in another run
+    return (
+        f"{head['processor']} ({head['isa']}), {head['threads']} threads, torch {head['torch']}, "
+        f"{head['date']}, built from {built}. Median (quartiles) of interleaved pairs "
+        f"against the faster dense layout; file: `benchmarks/results/{source.name}`."
+    )
+
+
+def document(
+    source: Path, algorithm: str, dtypes: list[str], passes: list[str], shapes: list[str]
+) -> str:
+    head, rows = read(source)
+    if shapes:
+        rows = [row for row in rows if any(part in shape_name(row) for part in shapes)]
+    parts = [describe(head, rows, source)]
+    for pass_name in passes:
+        for dtype in dtypes:
+            chosen = [row for row in rows if wanted(row, dtype, pass_name, algorithm)]
+            if chosen:
+                parts.append(f"**{pass_name}, {dtype}**\n\n{table(chosen)}")
+    return "\n\n".join(parts)
+
+
+def update(target: Path, text: str) -> None:
+    """Replaces the text between the markers, atomically."""
+    content = target.read_text()
+    if BEGIN not in content or END not in content:
+        raise SystemExit(f"{target} has no lines {BEGIN!r} and {END!r}; add them first.")
+    before, rest = content.split(BEGIN, 1)
+    after = rest.split(END, 1)[1]
+    write_atomically(target, f"{before}{BEGIN}\n{text}\n{END}{after}")
+
+
+def write_atomically(target: Path, text: str) -> None:
+    """Writes a file under another name beside it, then moves it into place."""
+    new = target.with_suffix(target.suffix + ".new")
+    new.write_text(text)
+    os.replace(new, target)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("source", type=Path)
+    parser.add_argument("--algorithm", default="auto")
+    parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--pass", dest="passes", nargs="+", default=["forward", "training"])
+    parser.add_argument(
+        "--shapes", nargs="+", default=[], help="only shapes with one of these texts"
+    )
+    parser.add_argument("--update", type=Path, help="document with the two markers")
+    arguments = parser.parse_args(argv)
+    text = document(
+        arguments.source,
+        arguments.algorithm,
+        arguments.dtype,
+        arguments.passes,
+        arguments.shapes,
+    )
+    if arguments.update:
+        update(arguments.update, text)
+    else:
+        print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
