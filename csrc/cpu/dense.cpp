@@ -75,6 +75,19 @@ void zero_inactive_planes(const Tensor& image, const ActiveList& active) {
   });
 }
 
+// What torch's convolution is given: its own float16 takes twice the time of float32 where the
+// processor multiplies float16, crashes there (torch 2.13), and takes ten times as long elsewhere.
+Tensor to_dense_dtype(const Tensor& values) {
+  return values.defined() && values.scalar_type() == ScalarType::Half
+             ? torch::stable::to(values, ScalarType::Float)
+             : values;
+}
+
+Tensor from_dense_dtype(const Tensor& values, ScalarType dtype) {
+  return values.defined() && values.scalar_type() != dtype ? torch::stable::to(values, dtype)
+                                                           : values;
+}
+
 // A channels_last image, zero at inactive pixels.
 Tensor masked_rows(const Tensor& rows, const ActiveList& active) {
   const Tensor result = empty_image(rows, size_vector(rows), true);
@@ -100,7 +113,11 @@ Tensor masked_rows(const Tensor& rows, const ActiveList& active) {
 Tensor forward_dense(const ForwardProblem& problem, bool channels_last) {
   ForwardProblem dense = problem;
   const ConvGeometry& g = problem.geometry;
-  const Tensor image = dense_forward(problem.input, problem.weight, problem.bias, g);
+  const OptionalTensor bias =
+      problem.bias ? OptionalTensor(to_dense_dtype(*problem.bias)) : problem.bias;
+  const Tensor image = from_dense_dtype(
+      dense_forward(to_dense_dtype(problem.input), to_dense_dtype(problem.weight), bias, g),
+      problem.input.scalar_type());
   if (problem.output.defined()) {
     finish_active(problem, to_channels_last(image));
     fill_inactive(problem);
@@ -127,8 +144,13 @@ Tensor forward_dense(const ForwardProblem& problem, bool channels_last) {
 DenseGrads backward_dense(const ConvGeometry& g, const Tensor& grad_output, const Tensor& input,
                           const Tensor& weight, const ActiveList& active, DenseWish wish) {
   const bool is_full = active.count == g.out_pixels();
-  return dense_backward(is_full ? grad_output : masked_rows(to_channels_last(grad_output), active),
-                        input, weight, g, wish);
+  const Tensor masked = is_full ? grad_output : masked_rows(to_channels_last(grad_output), active);
+  const DenseGrads grads = dense_backward(to_dense_dtype(masked), to_dense_dtype(input),
+                                          to_dense_dtype(weight), g, wish);
+  const ScalarType dtype = grad_output.scalar_type();
+  return {.input = from_dense_dtype(grads.input, dtype),
+          .weight = from_dense_dtype(grads.weight, dtype),
+          .bias = from_dense_dtype(grads.bias, dtype)};
 }
 
 }  // namespace perfconv::cpu

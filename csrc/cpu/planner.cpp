@@ -10,7 +10,9 @@ namespace perfconv::cpu {
 namespace {
 
 bool is_tuned(StorageType storage) {
-  if (storage == StorageType::kFloat) return isa() != Isa::kPortable;
+  // float16 is multiplied as float, here and on the dense path: the densities are those of float32.
+  const bool is_float = storage == StorageType::kFloat || storage == StorageType::kHalf;
+  if (is_float) return isa() != Isa::kPortable;
   return storage == StorageType::kBFloat16 && isa() >= Isa::kAvx512 && !has_amx_bf16();
 }
 
