@@ -7,6 +7,7 @@ from perfconv.losses.arguments import check_form, check_maps, checked_valid, mas
 
 AUTHORS_SOFTENING = 0.2  # keeps the authors' gradient of acos finite where vectors are parallel
 SHORTEST = 0.5  # of true normals: their squared length where they are missing is below it
+AUTHORS_SHORTEST_L2 = 0.9  # the same in the authors' L2 term
 
 
 def normals_loss(
@@ -22,7 +23,8 @@ def normals_loss(
 
     Args:
         prediction: (N, 3, H, W), unit vectors.
-        normals: (N, 3, H, W), unit vectors; shorter than sqrt(0.5) = missing, never counts.
+        normals: (N, 3, H, W), unit vectors; shorter than sqrt(0.5) = missing, never counts
+            (sqrt(0.9) in the authors' L2 term).
         valid: (N, 1, H, W), bool, True = counts; default: all that are not missing.
         form: "valid" or "authors", of both terms.
         l2_weight: factor of the first term.
@@ -54,12 +56,14 @@ def normals_l2_loss(
     """Half the squared distance of the vectors, a mean over pixels.
 
     - "valid": mean over the valid pixels of the batch; 0 where none is.
-    - "authors": the sum over the valid ones divided by 3 times all pixels.
+    - "authors": the sum over the valid ones divided by 3 times all pixels; normals shorter than
+      sqrt(0.9) count as missing.
 
     Arguments, results and errors as of ``normals_loss``.
     """
     check_form("normals_l2_loss", form)
-    counts = _counts("normals_l2_loss", prediction, normals, valid)
+    shortest = AUTHORS_SHORTEST_L2 if form == "authors" else SHORTEST
+    counts = _counts("normals_l2_loss", prediction, normals, valid, shortest)
     difference = torch.where(counts, wide(prediction) - wide(normals), 0.0)
     return _mean(0.5 * difference.square().sum(1, keepdim=True), counts, form)
 
@@ -92,14 +96,20 @@ def inverse_cosine_loss(
     return _mean(torch.where(is_zero, torch.pi / 2, angle), counts, form)
 
 
-def _counts(function: str, prediction: Tensor, normals: Tensor, valid: Tensor | None) -> Tensor:
+def _counts(
+    function: str,
+    prediction: Tensor,
+    normals: Tensor,
+    valid: Tensor | None,
+    shortest: float = SHORTEST,
+) -> Tensor:
     check_maps(function, "prediction", prediction, "normals", normals)
     if prediction.size(1) != 3:
         raise ValueError(
             f"{function}: prediction must be (N, 3, H, W), got {tuple(prediction.shape)}. Give "
             "x, y and z."
         )
-    present = wide(normals).square().sum(1, keepdim=True) > SHORTEST  # False for NaN
+    present = wide(normals).square().sum(1, keepdim=True) > shortest  # False for NaN
     return checked_valid(function, valid, present)
 
 

@@ -65,26 +65,32 @@ class BoundaryMetric(Metric):
         self.thresholds = torch.arange(1, thresholds + 1, dtype=torch.float64) / (thresholds + 1)
         self.tolerance, self.thinned = tolerance, thinned
 
-    def update(self, probability: Tensor, boundaries: Tensor) -> None:
+    def update(
+        self, probability: Tensor, boundaries: Tensor, *, valid: Tensor | None = None
+    ) -> None:
         """Adds one image.
 
         Args:
             probability: (H, W), in [0, 1].
             boundaries: (A, H, W), bool, one map for each annotator.
+            valid: (H, W), bool, True = counts; elsewhere neither predicted nor true pixels are
+                seen, after thinning. None: all count.
 
         Raises:
             ModuleNotFoundError: SciPy is not installed.
-            TypeError: boundaries are not bool, or probability not floating point.
+            TypeError: boundaries or valid are not bool, or probability not floating point.
             ValueError: shapes do not fit, there is no annotator, or a probability is outside
                 [0, 1] or NaN.
 
         Notes: runs on the CPU; seconds for an image of 321 x 481 pixels with 99 thresholds.
         """
-        self._check_maps(probability, boundaries)
+        self._check_maps(probability, boundaries, valid)
         probability, boundaries = probability.detach().cpu().double(), boundaries.cpu()
         maps = probability >= self.thresholds[:, None, None]  # (T, H, W)
         if self.thinned:
             maps = thin(maps)
+        if valid is not None:
+            maps, boundaries = maps & valid.cpu(), boundaries & valid.cpu()
         height, width = probability.shape
         max_distance = self.tolerance * (height**2 + width**2) ** 0.5
         counts = torch.zeros(len(self.thresholds), 4, dtype=torch.int64)
@@ -124,7 +130,7 @@ class BoundaryMetric(Metric):
         return (len(self.thresholds), self.tolerance, self.thinned)
 
     @staticmethod
-    def _check_maps(probability: Tensor, boundaries: Tensor) -> None:
+    def _check_maps(probability: Tensor, boundaries: Tensor, valid: Tensor | None) -> None:
         if boundaries.dtype != torch.bool:
             raise TypeError(
                 f"BoundaryMetric.update: boundaries must be bool, got {boundaries.dtype}. Give one "
@@ -139,6 +145,16 @@ class BoundaryMetric(Metric):
             raise ValueError(
                 "BoundaryMetric.update: probability must be (H, W) and boundaries (A, H, W), got "
                 f"{tuple(probability.shape)} and {tuple(boundaries.shape)}. Give one image."
+            )
+        if valid is not None and valid.dtype != torch.bool:
+            raise TypeError(
+                f"BoundaryMetric.update: valid must be bool, got {valid.dtype}. True is a pixel "
+                "that counts."
+            )
+        if valid is not None and valid.shape != probability.shape:
+            raise ValueError(
+                f"BoundaryMetric.update: valid must be (H, W) = {tuple(probability.shape)}, got "
+                f"{tuple(valid.shape)}. Give one bool per pixel."
             )
         if not boundaries.size(0):
             raise ValueError(

@@ -199,9 +199,12 @@ def depth_aware_resnet101(
     bins: DepthBins = CITYSCAPES_M,
     trunk: ResNet | None = None,
 ) -> DepthAwareParser:
-    """The same on a ResNet-101 with the three-conv stem: the authors' Cityscapes network."""
+    """The same on a ResNet-101 with the three-conv stem: the authors' Cityscapes network.
+
+    Its depth branch has bins only: it predicts no log depth.
+    """
     trunk = trunk or resnet_trunk(101, stem="three_convs", res6_channels=512)
-    return _depth_aware(trunk, classes, weighting, assignment, tied, bins)
+    return _depth_aware(trunk, classes, weighting, assignment, tied, bins, has_regression=False)
 
 
 def recurrent_depth_resnet50(
@@ -215,7 +218,8 @@ def recurrent_depth_resnet50(
 ) -> DepthAwareParser:
     """Depth-aware gating by predicted depth, then loops: "none", true or predicted depth there."""
     trunk = trunk or resnet_trunk(50, res6_channels=512)
-    return _recurrent(trunk, classes, loops, loop_weighting, assignment, bins)
+    parser = _depth_aware(trunk, classes, "predicted_depth", assignment, False, bins)
+    return _with_loops(parser, classes, loops, loop_weighting, assignment, bins)
 
 
 def recurrent_depth_resnet101(
@@ -227,9 +231,24 @@ def recurrent_depth_resnet101(
     bins: DepthBins = CITYSCAPES_M,
     trunk: ResNet | None = None,
 ) -> DepthAwareParser:
-    """The same on a ResNet-101 with the three-conv stem."""
+    """The same on a ResNet-101 with the three-conv stem: the authors' Cityscapes network.
+
+    Its depth branches have bins only, those of the loops begin with a 3x3.
+    """
     trunk = trunk or resnet_trunk(101, stem="three_convs", res6_channels=512)
-    return _recurrent(trunk, classes, loops, loop_weighting, assignment, bins)
+    parser = _depth_aware(
+        trunk, classes, "predicted_depth", assignment, False, bins, has_regression=False
+    )
+    return _with_loops(
+        parser,
+        classes,
+        loops,
+        loop_weighting,
+        assignment,
+        bins,
+        has_regression=False,
+        depth_kernel=3,
+    )
 
 
 # ---- parts, for networks of one's own ------------------------------------------------------------
@@ -326,10 +345,19 @@ def _pag(
 
 
 def _depth_aware(
-    trunk: ResNet, classes: int, weighting: str, assignment: str, tied: bool, bins: DepthBins
+    trunk: ResNet,
+    classes: int,
+    weighting: str,
+    assignment: str,
+    tied: bool,
+    bins: DepthBins,
+    *,
+    has_regression: bool = True,
 ) -> DepthAwareParser:
     res5, res6 = trunk.feature_info[-2:]
-    branch = DepthBranch(res5.channels) if weighting == "predicted_depth" else None
+    branch = None
+    if weighting == "predicted_depth":
+        branch = DepthBranch(res5.channels, has_regression=has_regression)
     pool = DepthAwarePool(
         res6.channels,
         weighting=weighting,
@@ -341,11 +369,18 @@ def _depth_aware(
     return DepthAwareParser(trunk, pool, classes)
 
 
-def _recurrent(
-    trunk: ResNet, classes: int, loops: int, weighting: str, assignment: str, bins: DepthBins
+def _with_loops(
+    parser: DepthAwareParser,
+    classes: int,
+    loops: int,
+    weighting: str,
+    assignment: str,
+    bins: DepthBins,
+    *,
+    has_regression: bool = True,
+    depth_kernel: int = 1,
 ) -> DepthAwareParser:
-    parser = _depth_aware(trunk, classes, "predicted_depth", assignment, False, bins)
-    channels = trunk.feature_info[-1].channels
+    channels = parser.trunk.feature_info[-1].channels
     parser.refinement = RecurrentRefinement(
         channels,
         classes,
@@ -354,5 +389,7 @@ def _recurrent(
         weighting=weighting,
         assignment=assignment,
         bins=bins,
+        has_regression=has_regression,
+        depth_kernel=depth_kernel,
     )
     return parser

@@ -1,6 +1,6 @@
 """Scene parsers: a trunk with heads, and the recurrent one that re-estimates depth."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -47,6 +47,14 @@ class StageOutput(NamedTuple):
     segmentation: Tensor  # (N, classes, H, W), logits at the size of the image
     depth: DepthPrediction | None  # at the resolution of the features
     choice: Tensor | None  # (N, 1, h, w), int64, the dilation index of each pixel, if hard
+    weights: Tensor | None = None  # (N, K, h, w), of the dilations, if soft
+
+    @property
+    def pooling(self) -> Tensor | None:
+        """(N, 1, h, w), int64: the dilation that counts most at each pixel; None without a pool."""
+        if self.weights is not None:
+            return self.weights.argmax(1, keepdim=True)
+        return self.choice
 
 
 class DepthAwareParser(nn.Module):
@@ -95,11 +103,12 @@ class DepthAwareParser(nn.Module):
         features = self.trunk(images)
         pooled = self.pool(features["res6"], depth, depth_features=features["res5"])
         logits = self.classifier(self.dropout(pooled.features))
-        stages = [StageOutput(upsample(logits, self.stride, size), pooled.depth, pooled.choice)]
+        large = upsample(logits, self.stride, size)
+        stages = [StageOutput(large, pooled.depth, pooled.choice, pooled.weights)]
         if self.refinement is not None:
             for loop in self.refinement(features["res6"], pooled.features, depth):
                 large = upsample(loop.logits, self.stride, size)
-                stages.append(StageOutput(large, loop.depth, loop.choice))
+                stages.append(StageOutput(large, loop.depth, loop.choice, loop.weights))
         return stages
 
     def predict(
@@ -112,14 +121,17 @@ class DepthAwareParser(nn.Module):
             merging: of the stages' probabilities: "last", "mean" or "max"; "segmentation" is their
                 logarithm unless "last". Depth is of the last stage that predicts it.
         """
-        stages = self(images, depth)
+        return self.merged(self(images, depth), merging=merging)
+
+    def merged(self, stages: Sequence[StageOutput], *, merging: str = "last") -> dict[str, Tensor]:
+        """What ``predict`` returns, from the outputs of ``forward``."""
         logits = stages[-1].segmentation
         if merging != "last":
             tiny = torch.finfo(logits.dtype).tiny
             logits = merge([s.segmentation for s in stages], merging).clamp(min=tiny).log()
         found = {"segmentation": logits}
         depths = [s.depth.log_depth for s in stages if s.depth is not None]
-        if depths and depths[-1] is not None:
-            size = (images.size(2), images.size(3))
-            found["log_depth"] = upsample(depths[-1], self.stride, size)
+        for log_depth in [depth for depth in depths if depth is not None][-1:]:
+            size = (logits.size(2), logits.size(3))
+            found["log_depth"] = upsample(log_depth, self.stride, size)
         return found

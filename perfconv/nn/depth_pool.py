@@ -43,7 +43,8 @@ class DepthAwarePool(BranchPool):
         dilations: K of them, ascending.
         weighting, assignment: see above; "average" is soft only.
         tied: one kernel and one BatchNorm for all dilations.
-        bins: how true depth is divided, into K bins.
+        bins: how true depth is divided, into K bins: those of "true_depth", and what the classes
+            of "predicted_depth" are.
         depth_branch: for "predicted_depth"; default a new one of the input, with K bins.
         gate: for "attention"; default a new ``ScaleGate``, used without noise.
         batch_norm: "frozen", statistics of evaluation always; or "active", ordinary ones.
@@ -84,7 +85,7 @@ class DepthAwarePool(BranchPool):
                 'DepthAwarePool: weighting "average" must have assignment "soft", got "hard". No '
                 "branch is larger than the others."
             )
-        if weighting == "true_depth" and bins.bins != len(dilations):
+        if weighting in ("true_depth", "predicted_depth") and bins.bins != len(dilations):
             raise ValueError(
                 f"DepthAwarePool: bins must be as many as dilations, {len(dilations)}, got "
                 f"{bins.bins}. Give thresholds for each dilation."

@@ -21,6 +21,7 @@ class LoopOutput(NamedTuple):
     depth: DepthPrediction | None  # with predicted depth
     choice: Tensor | None  # (N, 1, h, w), int64, the dilation index of each pixel, if hard
     hidden: Tensor  # (N, channels, h, w), what the next loop gets
+    weights: Tensor | None = None  # (N, K, h, w), of the dilations, if soft
 
 
 class RecurrentRefinement(nn.Module):
@@ -111,14 +112,15 @@ class RecurrentRefinement(nn.Module):
         outputs = []
         for _ in range(count):
             mixed = self.block1(torch.cat([features, hidden], 1))
-            predicted = choice = None
+            predicted = choice = weights = None
             if isinstance(self.pool, DepthAwarePool):
                 pooled = self.pool(mixed, depth)
                 mixed, predicted, choice = pooled.features, pooled.depth, pooled.choice
+                weights = pooled.weights
             else:
                 mixed = self.pool(mixed)
             hidden = self.dropout(self.block3(mixed))
-            outputs.append(LoopOutput(self.classifier(hidden), predicted, choice, hidden))
+            outputs.append(LoopOutput(self.classifier(hidden), predicted, choice, hidden, weights))
         return outputs
 
 

@@ -48,6 +48,16 @@ def test_values(form: str) -> None:
     torch.testing.assert_close(both, 3 * l2 + 2 * angle)
 
 
+@pytest.mark.parametrize(("square", "in_l2"), [(0.85, False), (0.95, True)])
+def test_short_normals_in_the_authors_form(square: float, in_l2: bool) -> None:
+    """Their L2 term counts squared lengths above 0.9, the angle those above 0.5."""
+    prediction = vectors((0, 0, 1))
+    normals = vectors((0, square**0.5, 0))
+    assert bool(normals_l2_loss(prediction, normals, form="authors") > 0) == in_l2
+    assert normals_l2_loss(prediction, normals) > 0
+    assert inverse_cosine_loss(prediction, normals, form="authors") > 0
+
+
 def test_small_angles_in_float32() -> None:
     """Where acos of the rounded cosine has lost every digit."""
     angles = torch.tensor([1e-4, 1e-5, math.pi - 1e-4], dtype=torch.float64)

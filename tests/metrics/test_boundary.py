@@ -166,6 +166,23 @@ def test_nothing_predicted() -> None:
     assert (scores.ods, scores.ois, scores.average_precision) == (0, 0, 0)
 
 
+def test_only_valid_pixels_count() -> None:
+    """What lies outside changes nothing: as if it were empty, in prediction and truth."""
+    valid = torch.ones(9, 9, dtype=torch.bool)
+    valid[:, 5:] = False
+    row = torch.zeros(9, 9, dtype=torch.bool)
+    row[4] = True  # predicted half as far as it goes
+    masked, cut = BoundaryMetric(thresholds=3), BoundaryMetric(thresholds=3)
+    masked.update(0.6 * (row & (torch.arange(9) < 7)), row[None], valid=valid)
+    cut.update(0.6 * (row & valid), (row & valid)[None])
+    assert all(torch.equal(masked.state()[name], sum) for name, sum in cut.state().items())
+    assert masked.compute().ods == 1
+    with pytest.raises(TypeError, match="valid must be bool"):
+        masked.update(row.float(), row[None], valid=valid.float())
+    with pytest.raises(ValueError, match=r"valid must be \(H, W\) = \(9, 9\), got \(9, 4\)"):
+        masked.update(row.float(), row[None], valid=valid[:, 5:])
+
+
 def test_refusals() -> None:
     line = torch.eye(4, dtype=torch.bool)
     metric = BoundaryMetric(thresholds=3)

@@ -255,6 +255,7 @@ ERRORS = {
     "branch": ({"depth_branch": DepthBranch(4, 3)}, "depth_branch must have as many outputs"),
     "gate": ({"weighting": "attention", "gate": ScaleGate(4, 6)}, "dilations, 5, got 6"),
     "bins": ({"weighting": "true_depth", "bins": BINS}, "bins must be as many as dilations, 5"),
+    "classes": ({"bins": BINS}, "bins must be as many as dilations, 5, got 3"),
 }
 
 

@@ -1,11 +1,7 @@
-"""Pictures of what gates decide: ponder map, the mask of every gate, scale choices.
-
-``ponder_map`` needs torch alone, the figures matplotlib.
-"""
+"""Pictures of what gates decide: ponder map, the mask of every gate, scale choices."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,16 +10,24 @@ from torch import Tensor, nn
 
 from perfconv.nn.dilation_pool import MultiDilationPool
 from perfconv.nn.gate_record import GateCall, GateRecord, record_gates
+from perfconv.viz.drawing import (
+    COMPUTED,
+    FAINT,
+    INK,
+    PANEL_INCHES,
+    SKIPPED,
+    draw_choice,
+    draw_image,
+    draw_ponder,
+    grid,
+    need_matplotlib,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SKIPPED, COMPUTED = "#352a87", "#f8e71c"  # of the masks, as in the authors' figures
-PONDER_COLOURS, CHOICE_COLOURS = "viridis", "turbo"
-INK, FAINT = "#1b2330", "#8a93a0"
 COLUMNS = 4
-PANEL_INCHES = 2.6  # width
 
 
 @dataclass(frozen=True)
@@ -63,13 +67,25 @@ def decisions(model: nn.Module, images: Tensor) -> Decisions:
         )
     with torch.no_grad(), record_gates(model) as record:
         model(images)
-    choices = _choices(model, record)
-    if not record and not choices:
+    found = recorded(model, record, (images.size(2), images.size(3)))
+    if found is None:
         raise ValueError(
             f"viz: the model must have gates that run, got a {type(model).__name__} without any. "
             "Convert it: perfconv.convert(model)."
         )
-    return Decisions(record.calls, choices, (images.size(2), images.size(3)))
+    return found
+
+
+def recorded(model: nn.Module, record: GateRecord, size: tuple[int, int]) -> Decisions | None:
+    """The decisions of a run that ``record`` has followed; None if no gate ran.
+
+    Args:
+        model: whose gates were recorded.
+        record: of ``record_gates(model)``.
+        size: (H, W) of the input, pixels.
+    """
+    choices = _choices(model, record)
+    return Decisions(record.calls, choices, size) if record or choices else None
 
 
 def ponder_map(model: nn.Module, images: Tensor) -> Tensor:
@@ -120,7 +136,7 @@ def gate_figure(
         RuntimeError: matplotlib is not installed.
         ValueError: ``index`` is not in the batch.
     """
-    _need_matplotlib()
+    need_matplotlib()
     from matplotlib.patches import Patch
 
     _check_index(found, index)
@@ -129,13 +145,13 @@ def gate_figure(
     figure, axes = _grid(count, found.size, title)
     places = iter(axes)
     if image is not None:
-        _draw_image(next(places), image[index])
+        draw_image(next(places), image[index])
     for name, choice, dilations in found.choices:
-        _draw_choice(next(places), name, choice[index, 0], dilations)
+        draw_choice(next(places), choice[index, 0], dilations, f"{name}: dilation", found.size)
     for names, call in panels:
         _draw_mask(next(places), names, call.gate.mask[index, 0], found.size)
     if panels:
-        _draw_ponder(next(places), found.ponder()[index, 0], found.layers)
+        draw_ponder(next(places), found.ponder()[index, 0], found.layers)
         handles = [
             Patch(facecolor=COMPUTED, edgecolor=FAINT, label="computed"),
             Patch(facecolor=SKIPPED, edgecolor=FAINT, label="skipped"),
@@ -153,7 +169,7 @@ def ponder_figure(
 
     Args, Returns, Raises: as :func:`gate_figure`; ValueError without a binary gate.
     """
-    _need_matplotlib()
+    need_matplotlib()
     _check_index(found, index)
     if not found.calls:
         raise ValueError(
@@ -162,14 +178,9 @@ def ponder_figure(
         )
     figure, axes = _grid(1 + (image is not None), found.size, title, inches=3.6)
     if image is not None:
-        _draw_image(axes[0], image[index])
-    _draw_ponder(axes[-1], found.ponder()[index, 0], found.layers)
+        draw_image(axes[0], image[index])
+    draw_ponder(axes[-1], found.ponder()[index, 0], found.layers)
     return figure
-
-
-def save(figure: "Figure", path: str | Path) -> None:
-    """Writes a figure as PNG."""
-    figure.savefig(path, format="png", dpi=160, facecolor="white")
 
 
 def at_size(mask: Tensor, size: tuple[int, int]) -> Tensor:
@@ -206,23 +217,8 @@ def _panels(found: Decisions) -> list[tuple[list[str], GateCall]]:
 def _grid(
     count: int, size: tuple[int, int], title: str | None, *, inches: float = PANEL_INCHES
 ) -> "tuple[Figure, list[Axes]]":
-    from matplotlib.figure import Figure
-
     columns = min(count, COLUMNS)
-    rows = -(-count // columns)
-    height = inches * min(max(size[0] / size[1], 0.3), 1.6) + 0.35
-    figure = Figure(figsize=(inches * columns + 0.5, height * rows + 0.45), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for place in axes:
-        place.set_axis_off()
-    if title is not None:
-        figure.suptitle(title, color=INK, fontsize=11)
-    return figure, axes
-
-
-def _draw_image(axes: "Axes", image: Tensor) -> None:
-    axes.imshow(image.permute(1, 2, 0).clamp(0, 1).numpy())
-    axes.set_title("image", color=INK, fontsize=9)
+    return grid(-(-count // columns), columns, size, title, inches=inches)
 
 
 def _draw_mask(axes: "Axes", names: Sequence[str], mask: Tensor, size: tuple[int, int]) -> None:
@@ -234,36 +230,6 @@ def _draw_mask(axes: "Axes", names: Sequence[str], mask: Tensor, size: tuple[int
     )  # fmt: skip
     share = mask.float().mean().item()
     axes.set_title(f"{_joined(names)}  ({share:.2f})", color=INK, fontsize=9)
-
-
-def _draw_ponder(axes: "Axes", ponder: Tensor, layers: int) -> None:
-    drawn = axes.imshow(
-        ponder.numpy(), cmap=PONDER_COLOURS, vmin=0, vmax=layers, interpolation="nearest"
-    )
-    axes.set_title(f"ponder map  (mean {ponder.mean().item():.1f} of {layers})", color=INK,
-                   fontsize=9)  # fmt: skip
-    figure = axes.get_figure()
-    assert figure is not None
-    bar = figure.colorbar(drawn, ax=axes, shrink=0.8, pad=0.02, aspect=14)
-    bar.ax.tick_params(labelsize=7, colors=INK)
-    bar.set_ticks([0, layers] if layers < 4 else [0, layers // 2, layers])
-    bar.set_label("active layers", color=INK, fontsize=7)
-
-
-def _draw_choice(axes: "Axes", name: str, choice: Tensor, dilations: Sequence[int]) -> None:
-    import matplotlib
-    from matplotlib.colors import BoundaryNorm
-
-    count = len(dilations)
-    colours = matplotlib.colormaps[CHOICE_COLOURS].resampled(count)
-    norm = BoundaryNorm([position - 0.5 for position in range(count + 1)], count)
-    drawn = axes.imshow(choice.numpy(), cmap=colours, norm=norm, interpolation="nearest")
-    axes.set_title(f"{name}: dilation", color=INK, fontsize=9)
-    figure = axes.get_figure()
-    assert figure is not None
-    bar = figure.colorbar(drawn, ax=axes, shrink=0.8, pad=0.02, aspect=14, ticks=range(count))
-    bar.ax.set_yticklabels(["copy" if dilation == 0 else str(dilation) for dilation in dilations])
-    bar.ax.tick_params(labelsize=7, colors=INK, length=0)
 
 
 def _joined(names: Sequence[str]) -> str:
@@ -280,12 +246,3 @@ def _check_index(found: Decisions, index: int) -> None:
         raise ValueError(
             f"viz: index must be that of an image of the batch, 0 to {count - 1}, got {index}."
         )
-
-
-def _need_matplotlib() -> None:
-    try:
-        import matplotlib  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise RuntimeError(
-            "viz: figures need the package matplotlib. Install it: pip install matplotlib."
-        ) from error
