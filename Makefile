@@ -149,7 +149,7 @@ kernels-report: $(VENV)/dev.stamp
 	$(BIN)/python tools/kernels_check.py --report
 
 bench-quick: $(NATIVE)
-	$(BIN)/python benchmarks/bench_conv.py --quick
+	$(BIN)/perfconv bench --quick
 
 clean:
 	rm -rf build dist *.egg-info perfconv/*.so

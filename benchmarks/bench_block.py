@@ -1,8 +1,8 @@
-"""See perfconv/_bench/block.py."""
+"""``perfconv bench bottleneck``."""
 
 import sys
 
-from perfconv._bench.block import main
+from perfconv._bench.command import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["bottleneck", *sys.argv[1:]]))

@@ -1,8 +1,8 @@
-"""See perfconv/_bench/conv.py."""
+"""``perfconv bench conv``."""
 
 import sys
 
-from perfconv._bench.conv import main
+from perfconv._bench.command import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["conv", *sys.argv[1:]]))

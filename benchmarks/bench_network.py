@@ -1,8 +1,8 @@
-"""See perfconv/_bench/network.py."""
+"""``perfconv bench resnet50``."""
 
 import sys
 
-from perfconv._bench.network import main
+from perfconv._bench.command import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["resnet50", *sys.argv[1:]]))

@@ -1,8 +1,8 @@
-"""See perfconv/_bench/pool.py."""
+"""``perfconv bench pool``."""
 
 import sys
 
-from perfconv._bench.pool import main
+from perfconv._bench.command import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["pool", *sys.argv[1:]]))

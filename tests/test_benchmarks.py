@@ -1,84 +1,258 @@
-"""The benchmark scripts run, agree with the dense result, continue a file, and make a table.
-
-Timings are never judged here.
-"""
+"""The benchmarks run, agree with the dense result, and continue a file. No time is judged here."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from benchmark_scripts import load_scripts
+
+from perfconv._bench import block, network, peers, suite, timing
+from perfconv._bench.command import main
+from perfconv._bench.conv_case import ConvCase
+from perfconv._bench.problems import Problem, conv_problems, make_mask, quick_block_problems
+from perfconv._bench.results_file import read
+from perfconv._bench.tasks import Options
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture
-def scripts():
+@pytest.fixture(autouse=True)
+def settings():
+    """The command sets these for the process."""
     threads = torch.get_num_threads()
-    yield load_scripts("problems", "conv", "cuda", "block", "network", "pool", "report")
+    yield
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = False
     torch.backends.cuda.matmul.allow_tf32 = False
 
 
+def run(tmp_path: Path, *words: str, continues: bool = True) -> tuple[dict, list[dict]]:
+    """The results file of a quick run, which a second run leaves as it is."""
+    output = tmp_path / "results.jsonl"
+    arguments = [*words, "--threads", "1", "--pairs", "5", "--output", str(output)]
+    assert main(arguments) == 0
+    head, rows = read(output)
+    if continues:
+        assert main(arguments) == 0
+        assert read(output) == (head, rows)
+    assert head["isa"]
+    assert head["threads"] == 1
+    for row in rows:
+        assert row["benchmark"] in suite.NAMES
+        assert row["level"] in suite.LEVELS
+        if "speed_up" in row:
+            assert row["speed_up_low"] <= row["speed_up"] <= row["speed_up_high"]
+            assert row["candidate_ms"] > 0
+    return head, rows
+
+
+# ---- problems ------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("pattern", ["random", "blobs", "band"])
 @pytest.mark.parametrize("density", [0.1, 0.5, 1.0])
-def test_masks_have_about_the_wanted_density(scripts, pattern, density):
-    problem = scripts["problems"].Problem(8, 8, 30, 40, density=density, pattern=pattern, batch=2)
-    mask = scripts["problems"].make_mask(problem)
+def test_masks_have_about_the_wanted_density(pattern, density):
+    mask = make_mask(Problem(8, 8, 30, 40, density=density, pattern=pattern, batch=2))
     assert mask.shape == (2, 1, 30, 40)
     assert mask.dtype == torch.bool
     assert abs(mask.float().mean().item() - density) < 0.06
 
 
-def test_quick_run_writes_continues_and_reports(scripts, tmp_path, capsys):
-    output = tmp_path / "quick.jsonl"
-    arguments = ["--quick", "--filter", "c64-64", "--threads", "1", "--output", str(output)]
-    assert scripts["conv"].main(arguments) == 0
-    head, *rows = [json.loads(line) for line in output.read_text().splitlines()]
-    assert head["isa"]
-    assert head["threads"] == 1
-    assert len(rows) == 4 * 2 * 2  # problems, passes, algorithms
-    assert all(row["candidate_ms"] > 0 and 0 < row["density"] < 1 for row in rows)
-    assert scripts["conv"].main(arguments) == 0  # continued: nothing is measured again
-    assert len(output.read_text().splitlines()) == 1 + len(rows)
-    capsys.readouterr()
-    document = tmp_path / "page.md"
-    markers = scripts["report"].BEGIN, scripts["report"].END
-    document.write_text("before\n{}\nold\n{}\nafter\n".format(*markers))
-    assert scripts["report"].main([str(output), "--update", str(document)]) == 0
-    text = document.read_text()
-    assert text.startswith("before\n")
-    assert text.endswith("after\n")
-    assert "old" not in text
-    assert "64 to 64, 30x40" in text
-    assert "density 0.5" in text
+@pytest.mark.slow
+def test_real_ponder_maps_are_cut_at_the_wanted_density():
+    pytest.importorskip("imgviz")
+    pytest.importorskip("h5py")
+    mask = make_mask(Problem(8, 8, 60, 80, density=0.25, pattern="ponder"))
+    assert abs(mask.float().mean().item() - 0.25) < 0.01
+    # Learned masks are clustered: most neighbours of an active pixel are active.
+    both = (mask[..., 1:] & mask[..., :-1]).sum() / mask[..., :-1].sum()
+    assert both > 0.5
 
 
-def test_a_wrong_kernel_is_not_timed(scripts, monkeypatch):
-    module = scripts["conv"]
-    case = module.Case(scripts["problems"].Problem(16, 16, 8, 8))
-    monkeypatch.setattr(case, "perforated", lambda *_: torch.zeros(1, 16, 8, 8))
-    with pytest.raises(AssertionError, match="is off by"):
-        case.check("implicit_gemm")
+def test_a_full_plan_sweeps_what_it_says():
+    found = [problem for problem, _ in conv_problems("full")]
+    assert {0.05, 0.1, 0.25, 0.5, 0.75, 1.0} <= {problem.density for problem in found}
+    for name, least in (("channels", 4), ("height", 3), ("dilation", 2), ("batch", 2)):
+        assert len({getattr(problem, name) for problem in found}) >= least, name
+    assert {"random", "blobs", "band"} <= {problem.pattern for problem in found}
+    assert {mode for _, mode in conv_problems("full")} == {"forward", "training", "dgrad", "wgrad"}
+    assert {"op", "block", "network", "train-step"} == set(suite.LEVELS)
 
 
-def test_a_dry_run_of_the_gpu_benchmark(scripts, tmp_path, capsys):
-    output = tmp_path / "gpu.jsonl"
+# ---- the command ---------------------------------------------------------------------------------
+
+
+def test_every_benchmark_has_quick_tasks_with_names_of_their_own():
+    options = Options(scope="quick", with_compile=False)
+    keys = [(task.problem, task.pass_name) for task in suite.plan((), options)]
+    assert len(keys) == len(set(keys))
+    full = Options(scope="full")
+    for benchmark in suite.BENCHMARKS:
+        assert benchmark.tasks(full), benchmark.name
+
+
+def test_an_unknown_benchmark(capsys):
+    with pytest.raises(SystemExit, match="no benchmark or level called nothing"):
+        main(["nothing"])
+    assert main(["conv", "--quick", "--filter", "nothing"]) == 1
+    assert "nothing has such a name" in capsys.readouterr().err
+
+
+def test_quick_convolutions(tmp_path, capsys):
+    _, rows = run(tmp_path, "conv", "--quick", "--filter", "float32-random0.25")
+    forward = [row for row in rows if row["pass"] == "forward" and row["kernel"] == 3]
+    peers_here = {"dense", "auto", "unfold_gemm", "im2col_gemm", "gather_per_tap", "matmul"}
+    assert peers_here <= {row["algorithm"] for row in forward}
+    assert {"training", "dgrad", "wgrad"} <= {row["pass"] for row in rows}
+    assert all(row["gflops"] > 0 for row in rows)
+    assert all(row["peak_bytes"] is None or row["peak_bytes"] >= 0 for row in rows)
+    (bar,) = {row["is_same_function"] for row in rows if row["algorithm"] == "matmul"}
+    assert bar is False
+    text = capsys.readouterr().out
+    assert " left] " in text  # progress with the time left
+    assert "are in the results file already" in text
+
+
+def test_a_sweep_replaces_the_values_of_the_list(tmp_path):
+    words = (
+        "conv",
+        "--quick",
+        "--filter",
+        "float32",
+        "--modes",
+        "wgrad",
+        "--density",
+        "0.1",
+        "0.9",
+    )
+    _, rows = run(tmp_path, *words, "--size", "8x9", "--channels", "16", continues=False)
+    assert {(row["channels"], row["height"], row["width"]) for row in rows} == {(16, 8, 9)}
+    assert len({row["problem"] for row in rows}) == 2
+
+
+def test_a_file_of_another_machine_is_not_continued(tmp_path):
+    output = tmp_path / "other.jsonl"
+    output.write_text(json.dumps({"processor": "another", "isa": "avx2", "torch": "2.10"}) + "\n")
+    with pytest.raises(SystemExit, match="processor is 'another' in the one"):
+        main(["compaction", "--quick", "--output", str(output)])
+
+
+def test_a_dry_run_of_the_gpu_benchmark(tmp_path):
+    modes = ("graph", "forward")
     only = "c64-64-1x30x40-k3-dil1-bfloat16-random0.25"
-    arguments = ["--dry-run", "--filter", only, "--repeats", "3", "--output", str(output)]
-    assert scripts["cuda"].main(arguments) == 0
-    head, *rows = [json.loads(line) for line in output.read_text().splitlines()]
-    assert {"device", "driver", "cuda", "torch", "commit", "tf32"} <= head.keys()
-    compared = {"dense", "dense_nchw", "implicit_gemm", "im2col", "matmul"}
-    for mode, wanted in (("graph", compared | {"gather_gemm"}), ("eager", compared)):
-        found = {row["algorithm"] for row in rows if row["pass"] == mode and "dtype" in row}
-        assert wanted <= found
-    assert all(row["low_us"] <= row["median_us"] <= row["high_us"] for row in rows)
-    assert scripts["cuda"].main(arguments) == 0  # continued: nothing is measured again
-    assert len(output.read_text().splitlines()) == 1 + len(rows)
+    head, rows = run(
+        tmp_path, "conv", "--device", "cuda", "--dry-run", "--filter", only, "--modes", *modes
+    )
+    assert {"device", "driver", "cuda", "torch", "commit"} <= head.keys()
+    compared = {"dense", "auto", "im2col_gemm", "matmul"}
+    for mode, wanted in (("graph", compared | {"gather_gemm"}), ("forward", compared)):
+        assert wanted <= {row["algorithm"] for row in rows if row["pass"] == mode}
 
 
-def test_the_flops_ratio_of_a_network_is_that_of_the_masks_given(scripts):
-    case = scripts["network"].Case((64, 64), with_compile=False)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_gpu_benchmark_needs_a_gpu(capsys):
+    assert main(["conv", "--device", "cuda"]) == 1
+    assert "no GPU to measure on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "problems"),
+    [
+        ("machine", {"peak-float32", "peak-bfloat16", "peak-memory", "overhead-c16-4x4"}),
+        ("compaction", {f"compaction-1x60x80-{density}" for density in (0.0, 0.25, 1.0)}),
+        ("pool", {"pool-c64-20x30-float32-random", "pool-c64-20x30-float32-random-tied"}),
+        ("breakdown", {"breakdown-c64-16-64-12x14-dil1-float32-blobs0.5"}),
+        ("train-step", {"train-step-c16-24x24-0.5"}),
+    ],
+)
+def test_other_quick_runs(name, problems, tmp_path):
+    _, rows = run(tmp_path, name, "--quick", continues=False)
+    assert {row["problem"] for row in rows} == problems
+
+
+@pytest.mark.parametrize(("name", "count"), [("bottleneck", 2), ("resnet50", 1)])
+def test_a_quick_run_of_gated_models(name, count, tmp_path, capsys):
+    _, rows = run(tmp_path, name, "--quick")
+    assert len(rows) == count
+    for row in rows:
+        assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
+        assert 0 < row["flops_ratio"] < 1 or row["density"] == 1
+        assert isinstance(row["holds"], bool)
+    assert "FLOPs" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_scripts_are_the_command():
+    script = ROOT / "benchmarks" / "bench_pool.py"
+    result = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True)
+    assert result.returncode == 0
+    assert "perfconv bench" in result.stdout
+
+
+@pytest.mark.slow
+def test_pytest_benchmark_writes_its_json(tmp_path):
+    pytest.importorskip("pytest_benchmark")
+    path = tmp_path / "speed.json"
+    command = [sys.executable, "-m", "pytest", "-q", str(ROOT / "benchmarks"), "--benchmark-only"]
+    command += [f"--benchmark-json={path}", "-k", "c64-64 and float32 and random0.25"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stdout
+    found = json.loads(path.read_text())["benchmarks"]
+    assert {entry["extra_info"]["method"] for entry in found} >= {"dense", "auto", "matmul"}
+    assert all(entry["extra_info"]["density"] == 0.25 for entry in found)
+
+
+# ---- what is timed is right ----------------------------------------------------------------------
+
+
+def test_a_wrong_kernel_is_not_timed():
+    case = ConvCase(Problem(16, 16, 8, 8))
+    for value in (0.0, float("nan")):
+        with pytest.raises(AssertionError, match="implicit_gemm is off by"):
+            case.check("implicit_gemm", torch.full((1, 16, 8, 8), value))
+
+
+def test_a_wrong_peer_is_not_timed(monkeypatch):
+    case = ConvCase(Problem(16, 16, 8, 8))
+    wrong = peers.Peer("wrong", lambda case: lambda: torch.zeros(1, 16, 8, 8))
+    monkeypatch.setattr(peers, "PEERS", {"wrong": wrong})
+    with pytest.raises(AssertionError, match="wrong is off by"):
+        peers.peers_of(case, with_compile=False, is_captured=False)
+
+
+@pytest.mark.parametrize(
+    "problem", [Problem(8, 16, 9, 7, dilation=2, batch=2), Problem(8, 4, 5, 6, kernel=1)]
+)
+def test_peers_give_the_same_as_dense(problem):
+    case = ConvCase(problem)
+    for is_captured in (False, True):  # each is checked where it is made
+        found = peers.peers_of(case, with_compile=False, is_captured=is_captured)
+        assert {"unfold_gemm", "im2col_gemm", "gather_per_tap", "matmul"} <= found.keys()
+
+
+@pytest.mark.slow
+def test_the_compiled_peer_gives_the_same_as_dense():
+    case = ConvCase(Problem(8, 16, 9, 7, dilation=2))
+    assert "dense_times_mask" in peers.peers_of(case, with_compile=True, is_captured=False)
+
+
+def test_a_slow_call_sits_rounds_out_and_pairs_stay_pairs():
+    calls = []
+    clock = timing.CpuClock()
+    quick = lambda: calls.append("quick")  # noqa: E731
+    slow = lambda: (calls.append("slow"), sum(range(200_000)))  # noqa: E731
+    times = clock.measure({"dense": quick, "slow": slow}, 20, {"slow": 1e-3})
+    found = timing.compared(times)
+    assert found["slow"]["pairs"] == 5
+    assert found["dense"]["pairs"] == 20
+    assert found["dense"]["speed_up"] == 1
+    assert [name for name in calls if name == "slow"] == ["slow"] * 7  # two to warm up
+
+
+def test_the_flops_ratio_of_a_network_is_that_of_the_masks_given():
+    case = network.Case((64, 64), with_compile=False)
     with torch.inference_mode():
         case.check()
         ratios = [case.give(density, "random") for density in (0.25, 0.5, 1.0)]
@@ -86,26 +260,8 @@ def test_the_flops_ratio_of_a_network_is_that_of_the_masks_given(scripts):
     assert ratios[2] == 1
 
 
-@pytest.mark.parametrize(("script", "rows"), [("block", 2), ("network", 1)])
-def test_a_quick_run_of_gated_models(scripts, script, rows, tmp_path, capsys):
-    output = tmp_path / "gated.jsonl"
-    arguments = ["--quick", "--threads", "1", "--output", str(output)]
-    assert scripts[script].main(arguments) == 0
-    head, *found = [json.loads(line) for line in output.read_text().splitlines()]
-    assert head["isa"]
-    assert len(found) == rows
-    for row in found:
-        assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
-        assert 0 < row["flops_ratio"] < 1 or row["density"] == 1
-        assert isinstance(row["holds"], bool)
-    assert scripts[script].main(arguments) == 0  # continued: nothing is measured again
-    assert len(output.read_text().splitlines()) == 1 + rows
-    assert "FLOPs" in capsys.readouterr().out
-
-
-def test_a_wrong_block_is_not_timed(scripts):
-    module = scripts["block"]
-    case = module.Case(scripts["problems"].quick_block_problems()[0], with_compile=False)
+def test_a_wrong_block_is_not_timed():
+    case = block.Case(quick_block_problems()[0], with_compile=False)
     with torch.no_grad():
         case.check()
         case.block.conv2.bias.add_(3)
@@ -114,36 +270,9 @@ def test_a_wrong_block_is_not_timed(scripts):
             case.check()
 
 
-def test_the_gates_of_a_benchmark_cost_and_open_what_they_are_told_to(scripts):
-    module = scripts["block"]
-    case = module.Case(scripts["problems"].quick_block_problems()[0], with_compile=False)
+def test_the_gates_of_a_benchmark_cost_and_open_what_they_are_told_to():
+    case = block.Case(quick_block_problems()[0], with_compile=False)
     with torch.no_grad(), torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
         active = case.gate()
     assert torch.equal(active.mask, case.mask)
     assert counter.get_total_flops() == 2 * 2 * case.inputs["nchw"].numel()
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_the_gpu_benchmark_needs_a_gpu(scripts, capsys):
-    assert scripts["cuda"].main([]) == 1
-    assert "no GPU to measure on" in capsys.readouterr().err
-
-
-def test_a_wrong_result_is_not_timed_on_a_gpu(scripts, monkeypatch):
-    module = scripts["cuda"]
-    problem = scripts["problems"].Problem(16, 16, 8, 8)
-    case = module.Case(problem, torch.device("cpu"))
-    case.check()
-    monkeypatch.setattr(case, "perforated", lambda *_: torch.full((1, 16, 8, 8), torch.nan))
-    with pytest.raises(AssertionError, match="is off by nan"):
-        case.check()
-
-
-def test_pool_quick_run(scripts, tmp_path):
-    output = tmp_path / "pool.jsonl"
-    arguments = ["--quick", "--threads", "1", "--output", str(output)]
-    assert scripts["pool"].main(arguments) == 0
-    head, *rows = [json.loads(line) for line in output.read_text().splitlines()]
-    assert head["threads"] == 1
-    assert [row["tied"] for row in rows] == [False, True]
-    assert all(row["ratio_to_one_dense"] > 0 and row["gate_ms"] > 0 for row in rows)

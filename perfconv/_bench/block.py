@@ -1,23 +1,18 @@
 """Times a fused, sparse gated bottleneck against the best dense one, inference.
 
-    python benchmarks/bench_block.py --quick
-    python benchmarks/bench_block.py --threads 2 --output benchmarks/results/NAME.jsonl
-
-A results file is one JSON object a line: the environment, then a block a line; an interrupted run
-continues where it stopped. Dense is the fastest of both layouts, eager and through torch.compile
-(--no-compile leaves that out), BatchNorm folded, ReLU and addition in place. The gated block is
-what ``perfconv.fuse(inplace=True)`` gives, in channels_last; its gate is computed, its mask
-compacted and its halo found in every call, within the time.
+Dense is the fastest of both layouts, eager and through torch.compile (--no-compile leaves that
+out), BatchNorm folded, ReLU and addition in place. The gated block is what
+``perfconv.fuse(inplace=True)`` gives, in channels_last; its gate is computed, its mask compacted
+and its halo found in every call, within the time.
 
 Verdict: time ratio <= 1.05 * FLOPs ratio + one read of the input at the measured bandwidth + 3 %;
 with all gates open <= 1 + the gate's own cost + 2 %.
 """
 
-import argparse
 import copy
-import json
-import sys
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +21,8 @@ from torch import Tensor, nn
 import perfconv
 from perfconv._bench.gated_models import GivenGate, fold_batch_norms, read_bandwidth
 from perfconv._bench.problems import BlockProblem, block_problems, quick_block_problems
-from perfconv._bench.results_file import ResultsFile
-from perfconv._bench.timing import cold_ms, commit, compare, environment, fastest
+from perfconv._bench.tasks import Options, Task
+from perfconv._bench.timing import cold_ms, compare, fastest
 from perfconv.models.resnet import Bottleneck
 from perfconv.nn import GatedBottleneck
 
@@ -106,24 +101,30 @@ class Case:
         return active / (first + others)
 
 
-def measure(problem: BlockProblem, pairs: int, with_compile: bool, bandwidth: float) -> dict:
-    case = Case(problem, with_compile)
+@cache
+def bandwidth(mebibytes: int) -> float:
+    return read_bandwidth(mebibytes)
+
+
+def measure(problem: BlockProblem, options: Options) -> Iterator[dict]:
+    case = Case(problem, options.with_compile)
     with torch.inference_mode():
         case.check()
         best = fastest(case.dense)
-        timed = compare(case.dense[best], case.sparse, pairs=pairs)
+        timed = compare(case.dense[best], case.sparse, pairs=options.pairs)
         gate_ms = cold_ms(case.gate, case.dense[best])
     flops_ratio = case.flops_ratio()
-    read = case.own.nbytes / bandwidth / (1e-3 * timed.baseline_ms)
+    rate = bandwidth(16 if options.is_quick else 256)
+    read = case.own.nbytes / rate / (1e-3 * timed.baseline_ms)
     is_open = problem.density >= 1
     bound = 1.02 + gate_ms / timed.baseline_ms if is_open else 1.05 * flops_ratio + read + 0.03
     ratio = 1 / timed.speed_up
-    return {
-        "problem": problem.name,
-        "commit": commit(),
+    yield {
+        "algorithm": "auto",
         **problem.record(),
         "density": float(case.mask.float().mean()),
         "dense": best,
+        **asdict(timed),
         "dense_ms": timed.baseline_ms,
         "gated_ms": timed.candidate_ms,
         "gate_ms": gate_ms,
@@ -134,7 +135,7 @@ def measure(problem: BlockProblem, pairs: int, with_compile: bool, bandwidth: fl
         "read_ratio": read,
         "bound": bound,
         "holds": ratio <= bound,
-        "pairs": pairs,
+        "read_gb_per_s": rate / 1e9,
     }
 
 
@@ -147,34 +148,15 @@ def describe(row: dict) -> str:
     )
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="two small blocks, 5 pairs, eager")
-    parser.add_argument("--no-compile", action="store_true", help="dense blocks in eager mode only")
-    parser.add_argument("--pairs", type=int, default=31)
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--filter", default="", help="only problems whose name contains this")
-    parser.add_argument("--output", type=Path, help="results file (JSON lines), continued")
-    arguments = parser.parse_args(argv)
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    problems, pairs = (
-        (quick_block_problems(), 5) if arguments.quick else (block_problems(), arguments.pairs)
-    )
-    bandwidth = read_bandwidth(16 if arguments.quick else 256)
-    head = {**environment(), "read_gb_per_s": bandwidth / 1e9}
-    print(json.dumps(head))
-    results = ResultsFile(arguments.output, head)
-    problems = [problem for problem in problems if arguments.filter in problem.name]
-    for index, problem in enumerate(problems, 1):
-        if results.has(problem.name):
-            continue
-        with_compile = not (arguments.quick or arguments.no_compile)
-        row = measure(problem, pairs, with_compile, bandwidth)
-        results.add(row)
-        print(f"[{index}/{len(problems)}] {describe(row)}", flush=True)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def tasks(options: Options) -> list[Task]:
+    if options.is_quick:
+        problems = quick_block_problems()
+    elif options.scope == "standard":
+        problems = [p for p in block_problems() if p.pattern == "blobs" or p.density == 1]
+    else:
+        problems = block_problems()
+    if options.scope == "full":  # of the report: without the densities between
+        problems = [p for p in problems if p.density in (0.3, 0.5, 0.7, 1.0)]
+    return [
+        Task(problem.name, partial(measure, problem, options), describe) for problem in problems
+    ]

@@ -1,187 +1,157 @@
-"""Times perforated_conv2d against the best dense convolution: forward, and forward + backward.
+"""Times the convolution: forward, training, dgrad and wgrad, against dense and the peers.
 
-    python benchmarks/bench_conv.py --quick
-    python benchmarks/bench_conv.py --list standard --output benchmarks/results/NAME.jsonl
-
-A results file is one JSON object a line: the environment, then a measurement a line, written as
-they come, so an interrupted run continues where it stopped. The dense baseline of a problem is
-the faster of its two memory formats, with the same bias and number of threads. For the forward
-pass the weight is packed beforehand, as perfconv.prepack does for inference; for training it is
-packed in every call, within the time. Compaction of the bool mask is always within the time.
+The dense baseline of a problem is the fastest of both memory formats, eager and (forward, unless
+--no-compile) through torch.compile, with the same bias and threads. For the forward pass the weight
+is packed beforehand, as perfconv.prepack does for inference; for training it is packed in every
+call, within the time. The mask comes in as bool, and its compaction is within the time. On a GPU
+forward passes are timed as plain calls and once more as CUDA graphs.
 """
 
-import argparse
-import json
-import os
-import sys
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from itertools import product
 
 import torch
 import torch.nn.functional as F
 
-import perfconv
-from perfconv._bench.problems import LISTS, Problem, make_mask
-from perfconv._bench.timing import commit, compare, environment, fastest
+from perfconv._bench.conv_case import LAYOUTS, ConvCase
+from perfconv._bench.peers import PEERS, compiled, peers_of
+from perfconv._bench.problems import LISTS, Problem, conv_problems
+from perfconv._bench.tasks import Options, Task
+from perfconv._bench.timing import Call, compared, fastest
+from perfconv._bench.timing_cuda import make_clock
+
+BUDGET_MS = 150.0  # of a peer over all rounds
+COMPILED = "channels_last, compiled"
 
 
-class Case:
-    """The tensors of a problem and the calls to time."""
+def flops_of(problem: Problem, pass_name: str) -> float:
+    """Of the dense call."""
+    return 2.0 * problem.dense_macs() * (3 if pass_name == "training" else 1)
 
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-        generator = torch.Generator().manual_seed(problem.seed)
-        dtype = getattr(torch, problem.dtype)
 
-        def normal(*shape: int) -> torch.Tensor:
-            return torch.randn(shape, generator=generator).to(dtype)
+def dense_calls(case: ConvCase, pass_name: str, with_compile: bool) -> dict[str, Call]:
+    if pass_name == "training":
+        return {n: lambda n=n: case.step(case.dense(n), n) for n in LAYOUTS}
+    if pass_name in ("dgrad", "wgrad"):
+        wanted = (pass_name == "dgrad", pass_name == "wgrad", False)
+        return {n: lambda n=n: case.dense_gradient(n, wanted) for n in LAYOUTS}
+    calls: dict[str, Call] = {n: lambda n=n: case.dense(n) for n in LAYOUTS}
+    if with_compile:
+        conv = compiled(partial(F.conv2d, **case.options))
+        calls[COMPILED] = lambda: conv(case.input, case.weight, case.bias)
+    return calls
 
-        size = (problem.batch, problem.channels, problem.height, problem.width)
-        weight = (problem.out_channels, problem.channels // problem.groups, *[problem.kernel] * 2)
-        self.mask = make_mask(problem)
-        self.density = self.mask.float().mean().item()
-        self.inputs = self.both_layouts(normal(*size))
-        self.weights = self.both_layouts(normal(*weight) * 0.05)
-        self.bias = normal(problem.out_channels)
-        self.grads = self.both_layouts(normal(problem.batch, problem.out_channels, *size[2:]))
-        self.packed = perfconv.pack_weight(self.weights["nchw"], groups=problem.groups)
-        self.options = {
-            "padding": problem.padding,
-            "dilation": problem.dilation,
-            "groups": problem.groups,
+
+def own_calls(case: ConvCase, pass_name: str, algorithms: tuple[str, ...]) -> dict[str, Call]:
+    if pass_name == "training":
+        return {
+            n: lambda n=n: case.step(case.perforated(n, None), "channels_last") for n in algorithms
+        }
+    if pass_name in ("dgrad", "wgrad"):
+        return {n: case.gradient(pass_name, n) for n in algorithms}
+    return {n: lambda n=n: case.perforated(n, case.packed) for n in algorithms}
+
+
+def check(case: ConvCase, algorithms: tuple[str, ...]) -> None:
+    with torch.no_grad():
+        for name in algorithms:
+            case.check(name, case.perforated(name, case.packed))
+
+
+def measure(problem: Problem, pass_name: str, options: Options) -> Iterator[dict]:
+    """A row for everything that is compared: dense, ours by algorithm, peers."""
+    clock = make_clock(options.device)
+    case = ConvCase(problem, clock.device)
+    algorithms = options.algorithms
+    if pass_name == "graph" and "gather_gemm" not in algorithms:
+        algorithms = (*algorithms, "gather_gemm")  # the textbook path; as plain calls it is slow
+    check(case, algorithms)
+    is_forward = pass_name in ("forward", "graph")
+    if pass_name == "training":
+        case.learns()
+    with torch.set_grad_enabled(not is_forward):
+        dense = dense_calls(case, pass_name, options.with_compile and pass_name == "forward")
+        best = fastest(dense)
+        calls = {"dense": dense[best], **own_calls(case, pass_name, algorithms)}
+        if is_forward and options.with_peers:
+            calls |= peers_of(
+                case, with_compile=options.with_compile, is_captured=pass_name == "graph"
+            )
+        if pass_name == "graph":
+            calls = {name: clock.captured(call) for name, call in calls.items()}
+        budgets = {name: BUDGET_MS for name in calls if name in PEERS}
+        times = clock.measure(calls, options.pairs, budgets)
+        memory = {name: clock.peak_bytes(call) for name, call in calls.items()}
+    flops = flops_of(problem, pass_name)
+    for name, found in compared(times).items():
+        peer = PEERS.get(name)
+        share = 1.0 if name in ("dense", "dense_times_mask", "unfold_gemm") else case.density
+        yield {
+            "algorithm": name,
+            **problem.record(),
+            "density": case.density,
+            "dense_layout": best,
+            **found,
+            "efficiency": found["speed_up"] * case.density,
+            "gflops": share * flops / found["candidate_ms"] / 1e6,
+            "peak_bytes": memory[name],
+            **({"is_same_function": peer.is_same_function, "what": peer.summary} if peer else {}),
         }
 
-    @staticmethod
-    def both_layouts(value: torch.Tensor) -> dict[str, torch.Tensor]:
-        last = value.contiguous(memory_format=torch.channels_last)
-        return {"nchw": value, "channels_last": last}
 
-    def dense(self, layout: str) -> torch.Tensor:
-        return F.conv2d(self.inputs[layout], self.weights[layout], self.bias, **self.options)
-
-    def perforated(self, algorithm: str, packed: torch.Tensor | None) -> torch.Tensor:
-        return perfconv.perforated_conv2d(
-            self.inputs["channels_last"],
-            self.weights["channels_last"],
-            self.mask,
-            self.bias,
-            algorithm=algorithm,
-            packed_weight=packed,
-            **self.options,
-        )
-
-    def check(self, algorithm: str) -> None:
-        """Active pixels equal the dense result, up to the rounding of the dtype."""
-        expected = torch.where(self.mask, self.dense("nchw").float(), 0)
-        found = self.perforated(algorithm, self.packed).float()
-        bound = 0.05 if self.problem.dtype == "bfloat16" else 1e-3
-        error = (found - expected).abs().max().item()
-        if error > bound * max(1.0, expected.abs().max().item()):
-            raise AssertionError(f"{self.problem.name}: {algorithm} is off by {error}")
-
-    def measure_forward(self, algorithm: str, pairs: int) -> dict:
-        with torch.inference_mode():
-            self.check(algorithm)
-            layout = fastest({name: lambda n=name: self.dense(n) for name in self.inputs})
-            result = compare(
-                lambda: self.dense(layout),
-                lambda: self.perforated(algorithm, self.packed),
-                pairs=pairs,
-            )
-        return {"dense_layout": layout, **asdict(result)}
-
-    def measure_training(self, algorithm: str, pairs: int) -> dict:
-        for value in (*self.inputs.values(), *self.weights.values(), self.bias):
-            value.requires_grad_()
-
-        def step(output: torch.Tensor, layout: str, weight: str) -> None:
-            wanted = (self.inputs[layout], self.weights[weight], self.bias)
-            torch.autograd.grad(output, wanted, self.grads[layout])
-
-        layout = fastest({name: lambda n=name: step(self.dense(n), n, n) for name in self.inputs})
-        result = compare(
-            lambda: step(self.dense(layout), layout, layout),
-            lambda: step(self.perforated(algorithm, None), "channels_last", "channels_last"),
-            pairs=pairs,
-        )
-        return {"dense_layout": layout, **asdict(result)}
-
-
-def measurements(problem: Problem, algorithms: list[str], pairs: int, done: set) -> list[dict]:
-    records = []
-    case = Case(problem)
-    for pass_name in ("forward", "training"):
-        for algorithm in algorithms:
-            key = (problem.name, pass_name, algorithm)
-            if key in done:
-                continue
-            run = case.measure_forward if pass_name == "forward" else case.measure_training
-            timed = run(algorithm, pairs)
-            records.append(
-                {
-                    "problem": problem.name,
-                    "commit": commit(),
-                    "pass": pass_name,
-                    "algorithm": algorithm,
-                    **problem.record(),
-                    "density": case.density,
-                    **timed,
-                    "efficiency": timed["speed_up"] * case.density,
-                }
-            )
-    return records
-
-
-def read_done(path: Path) -> set:
-    if not path.exists():
-        return set()
-    rows = [json.loads(line) for line in path.read_text().splitlines() if line]
-    return {(row["problem"], row["pass"], row["algorithm"]) for row in rows if "problem" in row}
-
-
-def describe(record: dict) -> str:
+def describe(row: dict) -> str:
+    memory = row["peak_bytes"]
     return (
-        f"{record['problem']:52s} {record['pass']:8s} {record['algorithm']:13s} "
-        f"dense {record['baseline_ms']:7.2f} ms  ours {record['candidate_ms']:7.2f} ms  "
-        f"x{record['speed_up']:5.2f}  x density {record['efficiency']:.2f}"
+        f"{row['problem']:52s} {row['pass']:8s} {row['algorithm']:16s} "
+        f"dense {row['baseline_ms']:7.2f} ms  this {row['candidate_ms']:7.2f} ms  "
+        f"x{row['speed_up']:5.2f} ({row['speed_up_low']:.2f}-{row['speed_up_high']:.2f})  "
+        f"x density {row['efficiency']:.2f}"
+        + ("" if memory is None else f"  {memory / 2**20:.1f} MiB")
     )
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--list", choices=sorted(LISTS), default="standard")
-    parser.add_argument("--quick", action="store_true", help="the quick list, 5 pairs")
-    parser.add_argument("--algorithm", nargs="+", default=["implicit_gemm", "auto"])
-    parser.add_argument("--pairs", type=int, default=31)
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--filter", default="", help="only problems whose name contains this")
-    parser.add_argument("--output", type=Path, help="results file (JSON lines), continued")
-    return parser.parse_args(argv)
+def swept(problems: list[Problem], sweep: dict[str, tuple]) -> list[Problem]:
+    """Each problem with every combination of the values asked for."""
+    names = list(sweep)
+    changed = [
+        replace(problem, **_fields(dict(zip(names, values, strict=True))))
+        for problem in problems
+        for values in product(*sweep.values())
+    ]
+    return list(dict.fromkeys(changed))
 
 
-def main(argv: list[str] | None = None) -> int:
-    arguments = parse(argv)
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    name, pairs = ("quick", 5) if arguments.quick else (arguments.list, arguments.pairs)
-    problems = [problem for problem in LISTS[name]() if arguments.filter in problem.name]
-    done = read_done(arguments.output) if arguments.output else set()
-    head = environment()
-    print(json.dumps(head))
-    stream = None
-    if arguments.output:
-        is_new = not arguments.output.exists()
-        stream = arguments.output.open("a")
-        if is_new:
-            print(json.dumps(head), file=stream, flush=True)
-    for index, problem in enumerate(problems, 1):
-        for record in measurements(problem, arguments.algorithm, pairs, done):
-            print(f"[{index}/{len(problems)}] {describe(record)}", flush=True)
-            if stream:
-                print(json.dumps(record), file=stream, flush=True)
-                os.fsync(stream.fileno())
-    return 0
+def _fields(values: dict) -> dict:
+    """ "size" is (height, width); "channels" both numbers of channels."""
+    fields = {name: value for name, value in values.items() if name not in ("size", "channels")}
+    if "size" in values:
+        fields["height"], fields["width"] = values["size"]
+    if "channels" in values:
+        fields["channels"] = fields["out_channels"] = values["channels"]
+    return fields
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def tasks(options: Options) -> list[Task]:
+    if options.problems:
+        graph = ("graph",) if options.with_graphs else ()
+        modes = options.modes or (*graph, "forward", "training")
+        cases = [(problem, mode) for problem in LISTS[options.problems]() for mode in modes]
+    else:
+        cases = conv_problems(options.scope)
+        if options.with_graphs:
+            cases += [(problem, "graph") for problem, mode in cases if mode == "forward"]
+        if options.modes:
+            cases = [(p, mode) for p, mode in cases if mode in options.modes]
+    pairs = [(new, mode) for p, mode in cases for new in swept([p], options.sweep)]
+    return [
+        Task(
+            problem.name,
+            partial(measure, problem, mode, options),
+            describe,
+            pass_name=mode,
+            benchmark="conv",
+        )
+        for problem, mode in dict.fromkeys(pairs)
+    ]

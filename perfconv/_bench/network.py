@@ -1,8 +1,5 @@
 """Times a ResNet-50 with gates against the plain one: whole networks, one image, inference.
 
-    python benchmarks/bench_network.py --quick
-    python benchmarks/bench_network.py --threads 2 --output benchmarks/results/NAME.jsonl
-
 The trunk of the parsers (torchvision's layers) at output stride 8, 425x560, random weights,
 converted and fused in place. Every gate opens a mask of its own, all of one density. Dense is the
 fastest of both layouts, eager and through torch.compile (--no-compile leaves that out), BatchNorm
@@ -11,11 +8,10 @@ folded. Gates are computed within the time and left out of the FLOPs.
 Verdict: latency ratio within 5 points of the FLOPs ratio.
 """
 
-import argparse
 import copy
-import json
-import sys
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +19,8 @@ from torch import Tensor, nn
 import perfconv
 from perfconv._bench.gated_models import GivenGate, fold_batch_norms
 from perfconv._bench.problems import mask_of_size
-from perfconv._bench.results_file import ResultsFile
-from perfconv._bench.timing import commit, compare, environment, fastest
+from perfconv._bench.tasks import Options, Task
+from perfconv._bench.timing import compare, fastest
 from perfconv.models.resnet import Bottleneck, ResNet
 
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -92,17 +88,28 @@ class Case:
             raise AssertionError(f"the gated network is off by {error}")
 
 
-def measure(case: Case, name: str, density: float, pattern: str, pairs: int) -> dict:
+@lru_cache(maxsize=1)
+def shared_case(size: tuple[int, int], with_compile: bool) -> Case:
+    case = Case(size, with_compile)
+    with torch.inference_mode():
+        case.check()
+    return case
+
+
+def measure(
+    size: tuple[int, int], density: float, pattern: str, options: Options
+) -> Iterator[dict]:
+    case = shared_case(size, options.with_compile)
     flops_ratio = case.give(density, pattern)
     with torch.inference_mode():
-        timed = compare(case.dense[case.best], case.sparse, pairs=pairs)
+        timed = compare(case.dense[case.best], case.sparse, pairs=options.pairs)
     ratio = 1 / timed.speed_up
-    return {
-        "problem": name,
-        "commit": commit(),
+    yield {
+        "algorithm": "auto",
         "density": density,
         "pattern": pattern,
         "dense": case.best,
+        **asdict(timed),
         "dense_ms": timed.baseline_ms,
         "gated_ms": timed.candidate_ms,
         "ratio": ratio,
@@ -110,7 +117,6 @@ def measure(case: Case, name: str, density: float, pattern: str, pairs: int) -> 
         "ratio_high": 1 / timed.speed_up_low,
         "flops_ratio": flops_ratio,
         "holds": ratio <= flops_ratio + MARGIN,
-        "pairs": pairs,
     }
 
 
@@ -123,41 +129,17 @@ def describe(row: dict) -> str:
     )
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a small image, one density, 3 pairs")
-    parser.add_argument(
-        "--no-compile", action="store_true", help="dense network in eager mode only"
-    )
-    parser.add_argument("--pairs", type=int, default=31)
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--output", type=Path, help="results file (JSON lines), continued")
-    arguments = parser.parse_args(argv)
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    size = (64, 64) if arguments.quick else (425, 560)
-    pairs = 3 if arguments.quick else arguments.pairs
-    cases = [
-        (f"resnet50-os8-{size[0]}x{size[1]}-{pattern}{density}", density, pattern)
-        for pattern in PATTERNS[: 1 if arguments.quick else 2]
-        for density in DENSITIES[: 1 if arguments.quick else 4]
+def tasks(options: Options) -> list[Task]:
+    size = (64, 64) if options.is_quick else (425, 560)
+    patterns = PATTERNS if options.scope == "full" else PATTERNS[:1]
+    densities = DENSITIES[:1] if options.is_quick else DENSITIES
+    return [
+        Task(
+            f"resnet50-os8-{size[0]}x{size[1]}-{pattern}{density}",
+            partial(measure, size, density, pattern, options),
+            describe,
+        )
+        for pattern in patterns
+        for density in densities
         if pattern == PATTERNS[0] or density < 1
     ]
-    head = environment()
-    print(json.dumps(head))
-    results = ResultsFile(arguments.output, head)
-    cases = [wanted for wanted in cases if not results.has(wanted[0])]
-    if not cases:
-        return 0
-    case = Case(size, not (arguments.quick or arguments.no_compile))
-    with torch.inference_mode():
-        case.check()
-    for index, (name, density, pattern) in enumerate(cases, 1):
-        row = measure(case, name, density, pattern, pairs)
-        results.add(row)
-        print(f"[{index}/{len(cases)}] {describe(row)}", flush=True)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

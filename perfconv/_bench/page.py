@@ -17,7 +17,8 @@ from pathlib import Path
 import jinja2
 
 from perfconv._bench.regression import Change, changes, why_not_comparable
-from perfconv._bench.report import describe, read, shape_name, write_atomically
+from perfconv._bench.report import describe, shape_name, write_atomically
+from perfconv._bench.results_file import read
 
 WIDTH, HEIGHT = 300.0, 190.0  # of a chart, in its own units
 LEFT, BOTTOM, TOP, RIGHT = 34.0, 26.0, 8.0, 8.0

@@ -1,26 +1,23 @@
 """Times the "pag" multi-dilation pool against one dense 3x3, and against all of its branches.
 
-    python benchmarks/bench_pool.py --quick
-    python benchmarks/bench_pool.py --output benchmarks/results/NAME.jsonl
-
 The pool is fused (BatchNorm folded, weights packed) and runs its branches and epilogue for a given
 choice of branch per pixel; the gate that makes the choice is timed apart. Baselines: one dense 3x3
 with bias and ReLU in the faster of its memory formats, and the dense form of the same pool, every
 branch times its weight. Both are timed in turn with the pool; ratios are medians over the pairs.
 """
 
-import argparse
-import json
-import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import perfconv
-from perfconv._bench.timing import Comparison, compare, environment, fastest, median_ms
+from perfconv._bench.tasks import Options, Task
+from perfconv._bench.timing import compared, fastest
+from perfconv._bench.timing_cuda import make_clock
 from perfconv.nn import MultiDilationPool
 from perfconv.nn.dilation_pool import weighted_sum
 
@@ -72,15 +69,16 @@ def make_choice(problem: Problem, branches: int) -> Tensor:
 class Case:
     """The modules and tensors of a problem, and the calls to time."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, device: torch.device | str = "cpu") -> None:
         self.problem = problem
         torch.manual_seed(problem.seed)
         dtype = getattr(torch, problem.dtype)
-        plain = MultiDilationPool(problem.channels, tied=problem.tied).eval().to(dtype)
+        plain = MultiDilationPool(problem.channels, tied=problem.tied).eval().to(device, dtype)
         self.gate = plain.gate
         self.pool = perfconv.fuse(plain)
-        self.choice = make_choice(problem, len(plain.dilations))
-        input = torch.randn(1, problem.channels, problem.height, problem.width).to(dtype)
+        self.choice = make_choice(problem, len(plain.dilations)).to(device)
+        input = torch.randn(1, problem.channels, problem.height, problem.width)
+        input = input.to(device, dtype)
         weight = self.pool.branches.weight
         self.bias = self.pool.branches.bias.reshape(-1, problem.channels)[0]
         weight = weight.reshape(-1, *weight.shape[-3:])[: problem.channels]
@@ -108,27 +106,34 @@ class Case:
             raise AssertionError(f"{self.problem.name}: the pool is off by {error}")
 
 
-def measure(problem: Problem, pairs: int) -> dict:
+def measure(problem: Problem, options: Options) -> Iterator[dict]:
+    """The pool against one dense 3x3 and against all branches, in the same rounds."""
+    clock = make_clock(options.device)
     with torch.inference_mode():
-        case = Case(problem)
+        case = Case(problem, clock.device)
         case.check()
         layout = fastest({name: lambda n=name: case.one_dense(n) for name in case.inputs})
-        one = compare(lambda: case.one_dense(layout), case.pooled, pairs=pairs)
-        every = compare(case.all_dense, case.pooled, pairs=max(5, pairs // 4))
-        gate_ms = median_ms(lambda: case.gate(case.inputs["channels_last"]), pairs)
-    return {
-        "problem": problem.name,
+        calls = {
+            "pool": case.pooled,
+            "one_dense": lambda: case.one_dense(layout),
+            "dense": case.all_dense,
+            "gate": lambda: case.gate(case.inputs["channels_last"]),
+        }
+        times = clock.measure(
+            {name: clock.captured(call) for name, call in calls.items()}, options.pairs
+        )
+    one, every = compared(times, "one_dense")["pool"], compared(times)["pool"]
+    yield {
+        "algorithm": "multi_dilation",
         **asdict(problem),
+        "density": 1.0,
         "dense_layout": layout,
-        "gate_ms": gate_ms,
-        "ratio_to_one_dense": 1 / one.speed_up,
-        **prefixed("one_dense", one),
-        **prefixed("all_dense", every),
+        "gate_ms": compared(times)["gate"]["candidate_ms"],
+        **every,
+        "ratio_to_one_dense": 1 / one["speed_up"],
+        **{f"one_dense_{name}": value for name, value in one.items()},
+        **{f"all_dense_{name}": value for name, value in every.items()},
     }
-
-
-def prefixed(prefix: str, comparison: Comparison) -> dict:
-    return {f"{prefix}_{name}": value for name, value in asdict(comparison).items()}
 
 
 def describe(record: dict) -> str:
@@ -140,32 +145,8 @@ def describe(record: dict) -> str:
     )
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="two small problems, 5 pairs")
-    parser.add_argument("--pairs", type=int, default=31)
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--filter", default="", help="only problems whose name contains this")
-    parser.add_argument("--output", type=Path, help="results file (JSON lines), appended to")
-    arguments = parser.parse_args(argv)
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    head = environment()
-    print(json.dumps(head))
-    write(arguments.output, head)
-    for problem in problems(arguments.quick):
-        if arguments.filter in problem.name:
-            record = measure(problem, 5 if arguments.quick else arguments.pairs)
-            print(describe(record), flush=True)
-            write(arguments.output, record)
-    return 0
-
-
-def write(output: Path | None, record: dict) -> None:
-    if output:
-        with output.open("a") as stream:
-            stream.write(json.dumps(record) + "\n")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def tasks(options: Options) -> list[Task]:
+    chosen = problems(options.is_quick)
+    if options.scope == "standard":
+        chosen = chosen[:2]
+    return [Task(f"pool-{p.name}", partial(measure, p, options), describe) for p in chosen]

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from perfconv._bench.ponder import has_ponder_maps, ponder_score
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -21,7 +23,7 @@ class Problem:
     batch: int = 1
     dtype: str = "float32"
     density: float = 0.25
-    pattern: str = "random"  # random | blobs | band
+    pattern: str = "random"  # random | blobs | band | ponder
     seed: int = 0
 
     @property
@@ -81,7 +83,8 @@ def make_mask(problem: Problem) -> Tensor:
     """(N, 1, H, W) bool of about the wanted density.
 
     random: independent pixels. blobs: 3x3 squares at random places. band: the pixels nearest to a
-    wavy line across the image, as object boundaries are.
+    wavy line across the image, as object boundaries are. ponder: where the gates of HED that ship
+    with the package spend most on a photo (``ponder.py``).
     """
     generator = torch.Generator().manual_seed(problem.seed)
     shape = (problem.batch, 1, problem.height, problem.width)
@@ -90,6 +93,8 @@ def make_mask(problem: Problem) -> Tensor:
     score = torch.rand(shape, generator=generator)
     if problem.pattern == "blobs":
         score = F.max_pool2d(score, 3, 1, 1)
+    elif problem.pattern == "ponder":
+        score = ponder_score(problem.height, problem.width).expand(shape) + 1e-6 * score
     elif problem.pattern == "band":
         x = torch.linspace(0, 12, problem.width)
         line = problem.height * (0.5 + 0.25 * torch.sin(x))
@@ -198,6 +203,49 @@ def cuda_problems() -> list[Problem]:
         for layer in layers
         for dtype, density, pattern in cases
     ]
+
+
+def patterns() -> tuple[str, ...]:
+    """Those that can be made here: real ponder maps need the weights of HED and a photo."""
+    return ("random", "blobs", "band", *(["ponder"] if has_ponder_maps() else []))
+
+
+# Of the report: (channels, height, width, dilation), three channel counts and two map sizes.
+REPORT_SHAPES = ((64, 120, 160, 1), (128, 60, 80, 1), (256, 60, 80, 1), (512, 30, 40, 2))
+DENSITIES = (0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
+
+
+def conv_problems(scope: str) -> list[tuple[Problem, str]]:
+    """(problem, pass) of a scope: quick (seconds each), standard, full."""
+    if scope == "quick":
+        small = [Problem(64, 64, 30, 40, dtype=d) for d in ("float32", "bfloat16")]
+        cases = [(replace(p, density=d), "forward") for p in small for d in (0.25, 0.5, 1.0)]
+        cases += [(p, mode) for p in small for mode in ("training", "dgrad", "wgrad")]
+        cases += [(Problem(64, 64, 30, 40, kernel=1), "forward")]
+        return [*cases, (Problem(64, 64, 30, 40, groups=64), "forward")]
+    densities = DENSITIES if scope == "full" else (0.1, 0.25, 0.5, 1.0)
+    dtypes = ("float32", "bfloat16") if scope == "full" else ("float32",)
+    layers = [
+        Problem(c, c, height, width, dilation=dilation, dtype=dtype)
+        for dtype in dtypes
+        for c, height, width, dilation in REPORT_SHAPES
+    ]
+    forward = [replace(layer, density=d) for layer in layers for d in densities]
+    forward += [replace(layer, pattern=pattern) for layer in layers for pattern in patterns()[1:]]
+    training = [replace(layer, density=d) for layer in layers for d in (0.1, 0.25, 0.5, 1.0)]
+    cases = [(p, "forward") for p in forward] + [(p, "training") for p in training]
+    if scope == "full":
+        single = [p for p in layers if p.channels in (128, 256)]
+        cases += [
+            (replace(p, density=d), mode)
+            for mode in ("dgrad", "wgrad")
+            for p in single
+            for d in (0.25, 1.0)
+        ]
+        cases += [(p, "forward") for p in special_problems() if p.density < 1]
+        batch = Problem(128, 128, 60, 80, batch=4)
+        cases += [(replace(batch, density=d), "forward") for d in (0.25, 0.5)]
+    return list(dict.fromkeys(cases))
 
 
 LISTS = {

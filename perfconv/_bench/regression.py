@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from perfconv._bench.report import read
+from perfconv._bench.results_file import read
 
 # Set after two runs of one build, of which 5 % called 2 cells of 16 slower.
 SMALLEST_CHANGE = 0.15

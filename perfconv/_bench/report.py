@@ -8,19 +8,14 @@ number in a document is never typed.
 """
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
 
+from perfconv._bench.results_file import read
+
 BEGIN, END = "<!-- benchmark table: begin -->", "<!-- benchmark table: end -->"
 DENSITIES = (0.1, 0.25, 0.5, 0.75, 1.0)
-
-
-def read(path: Path) -> tuple[dict, list[dict]]:
-    """(environment, measurements) of a results file."""
-    rows = [json.loads(line) for line in path.read_text().splitlines() if line]
-    return rows[0], [row for row in rows if "problem" in row]
 
 
 def shape_name(row: dict) -> str:

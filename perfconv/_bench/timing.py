@@ -1,17 +1,23 @@
-"""Clocks: interleaved pairs of calls, medians with quartiles, and what machine it was."""
+"""Clocks: calls timed in turn, medians with quartiles, and what machine it was."""
 
+import ctypes
+import gc
 import platform
 import statistics
 import subprocess
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import torch
 
 import perfconv
 
 Call = Callable[[], object]
+FEWEST_ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -46,25 +52,100 @@ def cold_ms(call: Call, other: Call, repeats: int = 7) -> float:
     return 1e3 * statistics.median(times)
 
 
+class CpuClock:
+    """Times calls alternately, so that a drifting clock rate meets all of them."""
+
+    device = torch.device("cpu")
+
+    def measure(
+        self, calls: Mapping[str, Call], rounds: int, budgets_ms: Mapping[str, float] | None = None
+    ) -> dict[str, list[float | None]]:
+        """Milliseconds of every call in every round; None where a slow call sat a round out.
+
+        Args:
+            calls: by name.
+            rounds: of calls in turn, after two to warm up.
+            budgets_ms: what a call may take over all rounds, for some of them: one that takes
+                longer runs in every n-th round only, in five at least.
+        """
+        budgets_ms = budgets_ms or {}
+        strides = {}
+        for name, call in calls.items():
+            call()
+            once = 1e3 * seconds(call)
+            share = budgets_ms.get(name, rounds * once) / (rounds * once)
+            wanted = max(FEWEST_ROUNDS, min(rounds, round(rounds * share)))
+            strides[name] = max(1, rounds // wanted)
+        times: dict[str, list[float | None]] = {name: [] for name in calls}
+        for number in range(rounds):
+            for name, call in calls.items():
+                runs = number % strides[name] == 0
+                times[name].append(1e3 * seconds(call) if runs else None)
+        return times
+
+    def captured(self, call: Call) -> Call:
+        """There are no graphs on a CPU: the call itself."""
+        return call
+
+    def peak_bytes(self, call: Call) -> int | None:
+        """What the call adds to the resident memory at its height, in a thread of its own.
+
+        A new thread begins without the buffers that kernels keep between calls.
+        """
+        status, control = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+        gc.collect()
+        try:
+            ctypes.CDLL(None).malloc_trim(0)
+            control.write_text("5")  # resets VmHWM, proc(5)
+            before = _status_kib(status, "VmRSS")
+            worker = threading.Thread(target=call)
+            worker.start()
+            worker.join()
+            return 1024 * max(0, _status_kib(status, "VmHWM") - before)
+        except (OSError, AttributeError, KeyError):  # not Linux, or not allowed
+            return None
+
+
+def _status_kib(path: Path, name: str) -> int:
+    lines = dict(line.split(":", 1) for line in path.read_text().splitlines())
+    return int(lines[name].split()[0])
+
+
+def compared(
+    times: Mapping[str, list[float | None]], baseline: str = "dense"
+) -> dict[str, dict[str, float | int]]:
+    """What ``measure`` found, by name, each call against the baseline of its own rounds."""
+    found = {}
+    for name, own in times.items():
+        pairs = [
+            (first, second)
+            for first, second in zip(times[baseline], own, strict=True)
+            if first is not None and second is not None
+        ]
+        ratios = [first / second for first, second in pairs]
+        ratio_low, ratio, ratio_high = statistics.quantiles(ratios, n=4)
+        low, middle, high = statistics.quantiles([second for _, second in pairs], n=4)
+        found[name] = {
+            "baseline_ms": statistics.median(first for first, _ in pairs),
+            "candidate_ms": middle,
+            "candidate_low_ms": low,
+            "candidate_high_ms": high,
+            "speed_up": ratio,
+            "speed_up_low": ratio_low,
+            "speed_up_high": ratio_high,
+            "pairs": len(pairs),
+        }
+    return found
+
+
 def compare(baseline: Call, candidate: Call, *, pairs: int = 31) -> Comparison:
     """Times ``baseline`` and ``candidate`` alternately, after two warm-up calls of each."""
-    for _ in range(2):
-        baseline()
-        candidate()
-    times = [(seconds(baseline), seconds(candidate)) for _ in range(pairs)]
-    ratios = [first / second for first, second in times]
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    return Comparison(
-        baseline_ms=1e3 * statistics.median(first for first, _ in times),
-        candidate_ms=1e3 * statistics.median(second for _, second in times),
-        speed_up=middle,
-        speed_up_low=low,
-        speed_up_high=high,
-        pairs=pairs,
-    )
+    times = CpuClock().measure({"baseline": baseline, "candidate": candidate}, pairs)
+    found = compared(times, "baseline")["candidate"]
+    return Comparison(**{name: found[name] for name in Comparison.__dataclass_fields__})
 
 
-def fastest(calls: dict[str, Call]) -> str:
+def fastest(calls: Mapping[str, Call]) -> str:
     """The name of the call with the smallest median time."""
     return min(calls, key=lambda name: median_ms(calls[name]))
 
@@ -80,10 +161,16 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
+@cache
 def commit() -> str:
+    """Of the source tree that this package is in; empty for an installed one."""
     try:
         found = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
+            ["git", "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=Path(__file__).parent,
         )
     except (OSError, subprocess.CalledProcessError):
         return ""

@@ -1,34 +1,15 @@
-"""Clocks of a GPU: events around interleaved calls, a flushed cache, medians with quartiles.
-
-On a machine without one the same calls run on the CPU: a dry run, whose times mean nothing.
-"""
+"""The clock of a GPU: events around calls in turn, a flushed cache, CUDA graphs, peak memory."""
 
 import shutil
-import statistics
 import subprocess
-import time
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
 
-from perfconv._bench.timing import Call
+from perfconv._bench.timing import Call, CpuClock
 
 DEFAULT_CACHE_BYTES = 64 * 2**20
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Microseconds of one call."""
-
-    median_us: float
-    low_us: float  # first quartile
-    high_us: float  # third quartile
-    repeats: int
-
-
-def summary(times_us: list[float]) -> Sample:
-    low, middle, high = statistics.quantiles(times_us, n=4, method="inclusive")
-    return Sample(middle, low, high, len(times_us))
+WARM_UP = 10
 
 
 def query_gpu(*names: str) -> list[str]:
@@ -57,27 +38,20 @@ def device_record() -> dict:
         "clock_max": clock,
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
+        "tf32": torch.backends.cudnn.allow_tf32,
     }
 
 
 class DeviceClock:
-    """Times calls in turn, so that a drifting clock rate meets all of them."""
+    """As :class:`CpuClock`, of the current GPU."""
 
-    def __init__(self, *, warm_up: int = 10, repeats: int = 50) -> None:
-        self.is_gpu = torch.cuda.is_available()
-        self.device = torch.device("cuda" if self.is_gpu else "cpu")
-        self.warm_up, self.repeats = (warm_up, repeats) if self.is_gpu else (1, 2)
-        cache = DEFAULT_CACHE_BYTES
-        if self.is_gpu:
-            cache = getattr(torch.cuda.get_device_properties(), "L2_cache_size", cache)
-        self.flushed = torch.empty(3 * cache if self.is_gpu else 1, dtype=torch.int8).to(
-            self.device
-        )
+    def __init__(self) -> None:
+        self.device = torch.device("cuda")
+        cache = getattr(torch.cuda.get_device_properties(), "L2_cache_size", DEFAULT_CACHE_BYTES)
+        self.flushed = torch.empty(3 * cache, dtype=torch.int8, device=self.device)
 
     def captured(self, call: Call) -> Call:
         """The call as a CUDA graph: what the GPU takes, without Python and dispatch."""
-        if not self.is_gpu:
-            return call
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -89,30 +63,34 @@ class DeviceClock:
             call()
         return graph.replay
 
-    def once(self, call: Call) -> tuple[torch.cuda.Event, torch.cuda.Event] | float:
+    def once(self, call: Call) -> tuple[torch.cuda.Event, torch.cuda.Event]:
         self.flushed.zero_()
-        if not self.is_gpu:
-            begin = time.perf_counter()
-            call()
-            return 1e6 * (time.perf_counter() - begin)
         events = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         events[0].record()
         call()
         events[1].record()
         return events
 
-    def measure(self, calls: dict[str, Call]) -> dict[str, Sample]:
-        """Medians of the calls, timed alternately."""
+    def measure(
+        self, calls: Mapping[str, Call], rounds: int, budgets_ms: Mapping[str, float] | None = None
+    ) -> dict[str, list[float | None]]:
         for call in calls.values():
-            for _ in range(self.warm_up):
+            for _ in range(WARM_UP):
                 call()
-        marks = [
-            {name: self.once(call) for name, call in calls.items()} for _ in range(self.repeats)
-        ]
-        if self.is_gpu:
-            torch.cuda.synchronize()
-        return {name: summary([microseconds(mark[name]) for mark in marks]) for name in calls}
+        marks = [{name: self.once(call) for name, call in calls.items()} for _ in range(rounds)]
+        torch.cuda.synchronize()
+        return {
+            name: [mark[name][0].elapsed_time(mark[name][1]) for mark in marks] for name in calls
+        }
+
+    def peak_bytes(self, call: Call) -> int | None:
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
 
 
-def microseconds(mark: tuple[torch.cuda.Event, torch.cuda.Event] | float) -> float:
-    return mark if isinstance(mark, float) else 1e3 * mark[0].elapsed_time(mark[1])
+def make_clock(device: str) -> CpuClock | DeviceClock:
+    return DeviceClock() if device == "cuda" else CpuClock()

@@ -12,6 +12,7 @@ from perfconv._ext import build_info
 
 # Sub-command: what it does, and the extra that its packages come with.
 COMMANDS = {
+    "bench": ("time dense and perforated convolutions, blocks and networks", "bench"),
     "check": ("versions, kernels in use, and a self-test", None),
     "data": ("check a data set's files", "data"),
     "demo": ("perforate a pretrained edge detector and report what it saves", "demo"),

@@ -1,0 +1,125 @@
+"""The tensors of a convolution problem, its dense and perforated calls, and whether they agree."""
+
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import perfconv
+from perfconv._bench.problems import Problem, make_mask
+from perfconv._bench.timing import Call
+
+LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
+BOUNDS = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 5e-2}  # of the largest result, as a share
+
+
+class ConvCase:
+    """Weights are packed beforehand for forward passes, as perfconv.prepack does for inference."""
+
+    def __init__(self, problem: Problem, device: torch.device | str = "cpu") -> None:
+        self.problem = problem
+        self.device = torch.device(device)
+        generator = torch.Generator().manual_seed(problem.seed)
+        dtype = getattr(torch, problem.dtype)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator).to(self.device, dtype)
+
+        size = (problem.batch, problem.channels, problem.height, problem.width)
+        weight = (problem.out_channels, problem.channels // problem.groups, *[problem.kernel] * 2)
+        self.mask = make_mask(problem).to(self.device)
+        self.density = self.mask.float().mean().item()
+        self.inputs = self.both_layouts(normal(*size))
+        self.weights = self.both_layouts(normal(*weight) * 0.05)
+        self.bias = normal(problem.out_channels)
+        self.grads = self.both_layouts(normal(problem.batch, problem.out_channels, *size[2:]))
+        self.packed = perfconv.pack_weight(self.weights["nchw"], groups=problem.groups)
+        self.options = {
+            "padding": problem.padding,
+            "dilation": problem.dilation,
+            "groups": problem.groups,
+        }
+
+    @staticmethod
+    def both_layouts(value: Tensor) -> dict[str, Tensor]:
+        return {name: value.contiguous(memory_format=kind) for name, kind in LAYOUTS.items()}
+
+    @property
+    def input(self) -> Tensor:
+        return self.inputs["channels_last"]
+
+    @property
+    def weight(self) -> Tensor:
+        return self.weights["channels_last"]
+
+    def learns(self) -> None:
+        for value in (*self.inputs.values(), *self.weights.values(), self.bias):
+            value.requires_grad_()
+
+    # ---- the calls that are compared -------------------------------------------------------------
+
+    def dense(self, layout: str) -> Tensor:
+        return F.conv2d(self.inputs[layout], self.weights[layout], self.bias, **self.options)
+
+    def perforated(self, algorithm: str, packed: Tensor | None) -> Tensor:
+        return perfconv.perforated_conv2d(
+            self.input,
+            self.weight,
+            self.mask,
+            self.bias,
+            algorithm=algorithm,
+            packed_weight=packed,
+            **self.options,
+        )
+
+    def step(self, output: Tensor, layout: str) -> None:
+        wanted = (self.inputs[layout], self.weights[layout], self.bias)
+        torch.autograd.grad(output, wanted, self.grads[layout])
+
+    def dense_gradient(self, layout: str, wanted: tuple[bool, bool, bool]) -> object:
+        p = self.problem
+        return torch.ops.aten.convolution_backward(
+            self.grads[layout],
+            self.inputs[layout],
+            self.weights[layout],
+            [p.out_channels],
+            [1, 1],
+            [p.padding] * 2,
+            [p.dilation] * 2,
+            False,
+            [0, 0],
+            p.groups,
+            wanted,
+        )
+
+    def gradient(self, of: str, algorithm: str) -> Call:
+        """dgrad or wgrad alone, by the gradient of an output that was made beforehand."""
+        input, weight = self.input.detach(), self.weight.detach()
+        asked = input if of == "dgrad" else weight
+        asked.requires_grad_()
+        output = perfconv.perforated_conv2d(
+            input, weight, self.mask, algorithm=algorithm, **self.options
+        )
+        grad = self.grads["channels_last"]
+        return lambda: torch.autograd.grad(output, asked, grad, retain_graph=True)
+
+    # ---- are they right --------------------------------------------------------------------------
+
+    @cached_property
+    def expected(self) -> Tensor:
+        with torch.no_grad():
+            exact = F.conv2d(
+                self.inputs["nchw"].float(),
+                self.weights["nchw"].float(),
+                self.bias.float(),
+                **self.options,
+            )
+            return torch.where(self.mask, exact, 0)
+
+    def check(self, name: str, found: Tensor) -> None:
+        """Active pixels equal the dense result in float32, up to the rounding of the dtype."""
+        bound = BOUNDS[self.problem.dtype] * max(1.0, self.expected.abs().max().item())
+        error = (found.float() - self.expected).abs().max().item()
+        if not error <= bound:
+            raise AssertionError(f"{self.problem.name}: {name} is off by {error}")

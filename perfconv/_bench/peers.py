@@ -1,0 +1,199 @@
+"""Other ways to the same result, timed beside ours: what a user would write, and other libraries.
+
+A peer takes a case and returns the call that is timed, or says why it does not apply. All of them
+but "matmul" and the voxel libraries compute what the perforated convolution does.
+"""
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from perfconv._bench.conv_case import ConvCase
+from perfconv._bench.timing import Call
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One competitor of the forward pass."""
+
+    summary: str
+    make: Callable[[ConvCase], Call]
+    is_same_function: bool = True
+    needs_compile: bool = False
+    waits_for_device: bool = False  # reads the count of active pixels: no CUDA graph
+    refuses: Callable[[ConvCase], str | None] = lambda case: None
+
+
+def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """torch.compile for these shapes alone; what was compiled before is forgotten."""
+    torch.compiler.reset()
+    return torch.compile(function, dynamic=False)
+
+
+def dense_times_mask(case: ConvCase) -> Call:
+    def masked(input: Tensor, weight: Tensor, bias: Tensor, mask: Tensor) -> Tensor:
+        return F.conv2d(input, weight, bias, **case.options) * mask
+
+    call = compiled(masked)
+    return lambda: call(case.input, case.weight, case.bias, case.mask)
+
+
+def unfold_gemm(case: ConvCase) -> Call:
+    """Every patch is copied, active or not; one matrix product."""
+    p = case.problem
+    input, weight = case.inputs["nchw"], case.weights["nchw"].flatten(1)
+
+    def call() -> Tensor:
+        patches = F.unfold(input, p.kernel, p.dilation, p.padding)  # (N, C_in * taps, H * W)
+        sums = weight @ patches + case.bias[:, None]  # (N, C_out, H * W)
+        return sums.view(p.batch, p.out_channels, p.height, p.width) * case.mask
+
+    return call
+
+
+class Places:
+    """Where active pixels are, and where they read, in images with their padding."""
+
+    def __init__(self, case: ConvCase) -> None:
+        p = case.problem
+        image, _, y, x = case.mask.nonzero(as_tuple=True)
+        width = p.width + 2 * p.padding
+        self.active = (image * p.height + y) * p.width + x  # (M,)
+        self.first = (image * (p.height + 2 * p.padding) + y) * width + x
+        taps = torch.arange(p.kernel, device=case.device) * p.dilation
+        self.taps = (taps[:, None] * width + taps).flatten()
+
+
+def padded_rows(case: ConvCase) -> Tensor:
+    p = case.problem
+    rows = F.pad(case.input, [p.padding] * 4).permute(0, 2, 3, 1)
+    return rows.reshape(-1, p.channels)
+
+
+def scattered(case: ConvCase, places: Places, sums: Tensor) -> Tensor:
+    p = case.problem
+    rows = sums.new_zeros(p.batch * p.height * p.width, p.out_channels)
+    rows.index_copy_(0, places.active, sums)
+    return rows.view(p.batch, p.height, p.width, -1).permute(0, 3, 1, 2)
+
+
+def im2col_gemm(case: ConvCase, places: Places | None = None) -> Call:
+    """The older libraries' way: find active pixels, copy their patches, multiply, scatter."""
+    columns = case.weight.permute(2, 3, 1, 0).reshape(-1, case.problem.out_channels)
+
+    def call() -> Tensor:
+        found = places or Places(case)
+        patches = padded_rows(case)[found.first[:, None] + found.taps].flatten(1)  # (M, taps * C)
+        return scattered(case, found, torch.addmm(case.bias, patches, columns))
+
+    return call
+
+
+def gather_per_tap(case: ConvCase, places: Places | None = None) -> Call:
+    """As sparse libraries do without a fused kernel: a gather and a product for each tap."""
+    columns = case.weight.permute(2, 3, 1, 0).flatten(0, 1).contiguous()  # (taps, C_in, C_out)
+
+    def call() -> Tensor:
+        found, rows = places or Places(case), padded_rows(case)
+        sums = case.bias.expand(len(found.active), -1).contiguous()
+        for tap, offset in enumerate(found.taps):
+            sums.addmm_(rows[found.first + offset], columns[tap])
+        return scattered(case, found, sums)
+
+    return call
+
+
+def matmul(case: ConvCase) -> Call:
+    """A product of the same M, N, K, its operands laid out beforehand: the bar."""
+    rows = int(case.mask.sum())
+    depth = case.problem.channels * case.problem.kernel**2
+    left = torch.randn(rows, depth, device=case.device).to(case.input.dtype)
+    right = torch.randn(depth, case.problem.out_channels, device=case.device).to(case.input.dtype)
+    return lambda: torch.mm(left, right)
+
+
+def spconv_call(case: ConvCase) -> Call:
+    """Submanifold convolution on the active pixels, whose index it makes in every call."""
+    import spconv.pytorch as spconv  # type: ignore[import-not-found]
+
+    p = case.problem
+    layer = spconv.SubMConv2d(p.channels, p.out_channels, p.kernel, dilation=p.dilation)
+    layer = layer.to(case.device, case.input.dtype).eval().requires_grad_(False)
+
+    def call() -> Tensor:
+        image, _, y, x = case.mask.nonzero(as_tuple=True)
+        features = case.input.permute(0, 2, 3, 1)[image, y, x]
+        places = torch.stack([image, y, x], 1).int()
+        size = [p.height, p.width]
+        return layer(spconv.SparseConvTensor(features, places, size, p.batch)).features
+
+    return call
+
+
+def _has_groups(case: ConvCase) -> str | None:
+    return None if case.problem.groups == 1 else "groups are not made here"
+
+
+def _spconv_refusal(case: ConvCase) -> str | None:
+    if importlib.util.find_spec("spconv") is None:
+        return "spconv is not installed"
+    if case.problem.dtype != "float32" and case.device.type == "cpu":
+        return "spconv on the CPU: float32 only"
+    return _has_groups(case)
+
+
+PEERS: Mapping[str, Peer] = {
+    "dense_times_mask": Peer("dense x mask, torch.compile", dense_times_mask, needs_compile=True),
+    "unfold_gemm": Peer("unfold every pixel, one GEMM", unfold_gemm, refuses=_has_groups),
+    "im2col_gemm": Peer(
+        "masked im2col + GEMM of older libraries, in torch",
+        im2col_gemm,
+        waits_for_device=True,
+        refuses=_has_groups,
+    ),
+    "gather_per_tap": Peer(
+        "gather + GEMM for each tap, in torch",
+        gather_per_tap,
+        waits_for_device=True,
+        refuses=_has_groups,
+    ),
+    "matmul": Peer(
+        "torch.mm of the same M, N, K: the bar, no convolution",
+        matmul,
+        is_same_function=False,
+        refuses=_has_groups,
+    ),
+    "spconv": Peer(
+        "spconv SubMConv2d: another function, inactive inputs count as zero",
+        spconv_call,
+        is_same_function=False,
+        waits_for_device=True,
+        refuses=_spconv_refusal,
+    ),
+}
+
+
+def peers_of(case: ConvCase, *, with_compile: bool, is_captured: bool) -> dict[str, Call]:
+    """The peers that take this case, as calls; the same function is checked, once.
+
+    For a CUDA graph the active pixels are found beforehand, which flatters those that wait.
+    """
+    calls: dict[str, Call] = {}
+    for name, peer in PEERS.items():
+        if peer.refuses(case) is not None or (peer.needs_compile and not with_compile):
+            continue
+        if is_captured and peer.waits_for_device:
+            if name == "spconv":
+                continue
+            calls[name] = peer.make(case, Places(case))  # type: ignore[call-arg]
+        else:
+            calls[name] = peer.make(case)
+        if peer.is_same_function:
+            found = calls[name]()
+            assert isinstance(found, Tensor)
+            case.check(name, found)
+    return calls

@@ -1,0 +1,74 @@
+"""The one loop of all benchmarks: tasks in turn, progress with the time left, rows as they come."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from perfconv._bench.results_file import ResultsFile
+from perfconv._bench.timing import commit
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run is asked for; a benchmark takes from it what concerns it."""
+
+    scope: str = "standard"  # quick | standard | full
+    device: str = "cpu"
+    with_graphs: bool = False  # forward passes once more as CUDA graphs
+    pairs: int = 31
+    with_compile: bool = True
+    with_peers: bool = True
+    problems: str | None = None  # a named list of problems, instead of the scope's
+    algorithms: tuple[str, ...] = ("auto",)
+    modes: tuple[str, ...] | None = None  # passes; None: those of the scope
+    sweep: dict[str, tuple] = field(default_factory=dict)  # field of Problem: the values it takes
+
+    @property
+    def is_quick(self) -> bool:
+        return self.scope == "quick"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One measurement: what its rows are called, and how they are made, checked and described."""
+
+    problem: str
+    measure: Callable[[], Iterable[dict]]
+    describe: Callable[[dict], str]
+    pass_name: str = ""
+    level: str = "op"
+    benchmark: str = ""
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def progress(done: int, total: int, elapsed: float) -> str:
+    """Tasks differ in length: the time left is that of the mean task so far."""
+    left = elapsed / done * (total - done)
+    return f"[{done}/{total}, {duration(left)} left]"
+
+
+def run_tasks(tasks: Sequence[Task], results: ResultsFile, threads: int) -> list[dict]:
+    """Runs what is not in the results file yet; all new rows."""
+    todo = [task for task in tasks if not results.has((task.problem, task.pass_name, threads))]
+    if len(todo) < len(tasks):
+        print(f"{len(tasks) - len(todo)} of {len(tasks)} are in the results file already")
+    found = []
+    begin = time.perf_counter()
+    for number, task in enumerate(todo, 1):
+        common = {"benchmark": task.benchmark, "level": task.level, "problem": task.problem}
+        if task.pass_name:
+            common["pass"] = task.pass_name
+        common |= {"threads": torch.get_num_threads(), "commit": commit()}
+        rows = [{**common, **row} for row in task.measure()]
+        results.add(rows)
+        found += rows
+        mark = progress(number, len(todo), time.perf_counter() - begin)
+        for row in rows:
+            print(f"{mark} {task.describe(row)}", flush=True)
+    return found
