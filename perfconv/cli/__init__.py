@@ -16,6 +16,7 @@ COMMANDS = {
     "check": ("versions, kernels in use, and a self-test", None),
     "data": ("check a data set's files", "data"),
     "demo": ("perforate a pretrained edge detector and report what it saves", "demo"),
+    "predict": ("pictures of a network's predictions", "predict"),
 }
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +12,13 @@ from perfconv.data.cityscapes import Cityscapes
 from perfconv.data.dataset import LabelledImages
 from perfconv.data.files import DataError
 from perfconv.data.nyuv2 import NYUv2
+from perfconv.data.palette import palette
 from perfconv.data.sample import IGNORE, Sample
 from perfconv.data.stanford import Stanford2D3D
 from perfconv.data.sunrgbd import SUNRGBD
 
-DATASETS: dict[str, Callable[[Path, str], LabelledImages]] = {
+# Each is made of (root, split).
+DATASETS: dict[str, type[LabelledImages]] = {
     "nyuv2": NYUv2,
     "cityscapes": Cityscapes,
     "stanford2d3d": Stanford2D3D,
@@ -130,7 +131,7 @@ def contact_sheet(samples: Sequence[Sample], dataset: LabelledImages) -> Tensor:
 
     Depth is dark where near; unknown pixels are black.
     """
-    rows = [_row(sample, _palette(dataset)) for sample in samples]
+    rows = [_row(sample, palette(dataset.colours)) for sample in samples]
     width = max(row.size(2) for row in rows)
     return torch.cat([F.pad(row, (0, width - row.size(2))) for row in rows], 1)
 
@@ -153,18 +154,3 @@ def _row(sample: Sample, palette: Tensor) -> Tensor:
         F.interpolate(picture[None], (SHEET_HEIGHT, width), mode="area") for picture in pictures
     ]
     return torch.cat(scaled, 3)[0]
-
-
-def _palette(dataset: LabelledImages) -> Tensor:
-    """(256, 3): the data set's own colours, or those of PASCAL VOC; unknown is black."""
-    palette = torch.zeros(256, 3)
-    if dataset.colours is not None:
-        palette[: len(dataset.colours)] = torch.tensor(dataset.colours) / 255
-        return palette
-    for label in range(IGNORE):
-        bits = label + 1
-        for plane in range(8):
-            for channel in range(3):
-                bit = bits >> (3 * plane + channel) & 1
-                palette[label, channel] += bit * (128 >> plane) / 255
-    return palette

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from perfconv.viz.drawing import (
+    DOTS_PER_INCH,
     FAINT,
     INK,
     colour_bar,
@@ -33,7 +34,7 @@ UNKNOWN = "#000000"
 LEGEND_ENTRIES = 18  # the largest classes
 DEPTH_TICKS_M = (0.5, 1, 2, 3, 5, 7, 10, 20, 30, 50, 100, 200, 500, 1000)
 KEY_PIXELS = 161  # diameter of the ball that explains the colours of normals
-INCHES = 3.2  # width of a panel
+INCHES = (3.2, 6.4)  # width of a panel: of a small image, of a large one
 
 
 class Classes(NamedTuple):
@@ -91,7 +92,8 @@ def task_figure(
     count = (image is not None) + len(maps) + (task == "normals") + has_ponder
     # Four panels of a wide image stand two by two.
     columns = 2 if count > 2 and size[1] > 2 * size[0] else count
-    figure, axes = grid(-(-count // columns), columns, size, title, inches=INCHES)
+    inches = min(max(size[1] / DOTS_PER_INCH, INCHES[0]), INCHES[1])
+    figure, axes = grid(-(-count // columns), columns, size, title, inches=inches)
     places = iter(axes)
     if image is not None:
         draw_image(next(places), image)
