@@ -14,12 +14,15 @@
 #   make bench-quick  one minute of benchmarks
 #
 # Variables: PYTHON (3.10 or newer), VENV (the environment's folder), TORCH (what pip installs),
-# IMAGE (a photo for the demo), DEMO_DIR (where its report goes), DEMO_ARGS, PYTEST_ARGS.
+# IMAGE (a photo for the demo), DEMO_DIR (where its report goes), DEMO_ARGS, PYTEST_ARGS, WORKERS
+# (test processes at a time; 0: in pytest's own process, as --pdb needs).
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 PYTEST_ARGS ?=
+# Processes of the tests, each with one thread and up to two gigabytes.
+WORKERS ?= $(shell nproc | awk '{ print $$1 < 4 ? $$1 : 4 }')
 IMAGE ?=
 DEMO_ARGS ?=
 DEMO_DIR ?= $(CURDIR)/build/demo
@@ -37,7 +40,8 @@ EMULATOR_FILES := $(shell find tests/emulator -name '*.cpp' -o -name '*.h' -o -n
 TEST_BUILD = CMAKE_ARGS='$(CMAKE_ARGS) -DPERFCONV_EMULATED=ON'
 # Tests run in a folder without a perfconv in it: what they import is what is installed.
 OUTSIDE := build/outside
-PYTEST = cd $(OUTSIDE) && $(BIN)/pytest -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR)
+PYTEST = cd $(OUTSIDE) && $(BIN)/pytest -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) \
+         -n $(WORKERS) --dist loadgroup
 
 .DELETE_ON_ERROR:
 .PHONY: demo dev native hooks test test-full test-isa smoke format lint lint-python lint-cpp lint-layering \
@@ -133,7 +137,7 @@ lint-layering: $(VENV)/dev.stamp
 	$(BIN)/pytest -q --noconftest tests/test_layering.py
 
 sanitize: $(NATIVE)
-	PYTHON=$(BIN)/python tools/sanitize.sh $(PYTEST_ARGS)
+	PYTHON=$(BIN)/python tools/sanitize.sh -n $(WORKERS) $(PYTEST_ARGS)
 
 wheel-check: $(NATIVE)
 	$(BIN)/pytest $(PYTEST_ARGS) tests/build -m 'slow or not slow' -k wheel

@@ -5,6 +5,7 @@ Also: the histogram of the algorithms that were compared with the oracle, at the
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 # The float16 convolutions of torch's oneDNN, with which results are compared, crash in 2.13 on
 # processors with float16 arithmetic (F.conv2d of (1, 3, 13, 1) with (7, 3, 2, 1), stride (4, 3),
@@ -51,6 +52,18 @@ def one_thread() -> Iterator[None]:
 def pytest_report_header() -> str:
     info = perfconv.build_info()
     return f"perfconv: {info['cpu_isa']} kernels, built with torch {info['torch_build']}"
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker of pytest-xdist tells what it counted, the process that started it adds it up."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["algorithms_run"] = dict(helpers.algorithms_run)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    helpers.algorithms_run.update(getattr(node, "workeroutput", {}).get("algorithms_run", {}))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
