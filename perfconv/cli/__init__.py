@@ -16,6 +16,8 @@ COMMANDS = {
     "check": ("versions, kernels in use, and a self-test", None),
     "data": ("check a data set's files", "data"),
     "demo": ("perforate a pretrained edge detector and report what it saves", "demo"),
+    "evaluate": ("score a trained network on a data set", "train"),
+    "train": ("train a named recipe, or go on with a run that was stopped", "train"),
     "predict": ("pictures of a network's predictions", "predict"),
 }
 

@@ -1,0 +1,170 @@
+"""``perfconv train`` and ``perfconv evaluate``: recipes, runs, results, and real samples."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("PIL", reason="Pillow is not installed")
+pytest.importorskip("h5py", reason="h5py is not installed")
+pytest.importorskip("scipy", reason="SciPy is not installed")
+
+import small_datasets
+import train_runs
+from real_samples import sample_folder
+
+from perfconv.cli import main
+from perfconv.train import load_model
+
+
+def test_names_and_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--list"]) == 0
+    output = capsys.readouterr().out
+    assert "scenes-predicted-depth " in output
+    assert "nyuv2-pag-0.7 " in output
+    assert main(["train", "--config", "nyuv2-pag-0.7", "--show", "--set", "seed=5"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["seed"] == 5
+    assert "not run here" in shown["expected"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give --config NAME"),
+        (["--config", "nyu"], "--config must be one of scenes-average"),
+        (["--config", "nyuv2-pag-0.7"], "pretrained weights of resnet50: name their file"),
+        (["--config", "absent.json"], "absent.json cannot be read"),
+        (["--config", "scenes-average", "--set", "seed"], "must be key=value"),
+    ],
+)
+def test_wrong_arguments(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_data_set_needs_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", "--config", "nyuv2-segmentation-baseline", "--weights", "none"]
+    assert main([*command, "--output", str(tmp_path)]) == 1
+    assert "name their folder with --data" in capsys.readouterr().err
+    assert main([*command, "--output", str(tmp_path), "--data", str(tmp_path)]) == 1
+    assert "must hold nyu_depth_v2_labeled.mat" in capsys.readouterr().err
+
+
+def test_train_then_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps(train_runs.staged().to_dict()))
+    command = ["train", "--config", str(recipe), "--output", str(run), "--set", "pictures=2"]
+    assert main(command) == 0
+    output = capsys.readouterr().out
+    assert f"model: {run / 'model.pt'}" in output
+    assert {"model.pt", "results.json", "log.jsonl", "samples.png"} <= {
+        p.name for p in run.iterdir()
+    }
+    trained = json.loads((run / "results.json").read_text())
+
+    pictures = tmp_path / "pictures"
+    command = ["evaluate", str(run / "model.pt"), "--pictures", str(pictures)]
+    assert main(command) == 0
+    assert f"results: {run / 'model-results.json'}" in capsys.readouterr().out
+    found = json.loads((run / "model-results.json").read_text())
+    assert found["results"] == trained
+    assert found["model"]["name"] == "pag_resnet50"
+    assert (pictures / "samples.png").exists()
+
+    assert main(["evaluate", str(run / "model.pt"), "--scales", "0.5", "1", "--limit", "1"]) == 0
+    assert json.loads((run / "model-results.json").read_text())["results"]["images"] == 1
+    assert main(["evaluate", str(tmp_path / "absent.pt")]) == 1
+    assert "No such file" in capsys.readouterr().err
+    assert main(["evaluate", str(run / "model.pt"), "--dataset", "nyuv2"]) == 1
+    assert "needs its files" in capsys.readouterr().err
+
+
+def test_every_task_has_its_scores(tmp_path: Path) -> None:
+    recipe = train_runs.recipe(
+        {
+            "name": "all",
+            "steps": 1,
+            "model": train_runs.network(
+                "baseline_resnet50", tasks=["segmentation", "log_depth", "normals", "boundary"]
+            ),
+            "frozen_statistics": True,
+        },
+        tasks=["segmentation", "log_depth", "normals", "boundary"],
+    )
+    results = train_runs.run(recipe, tmp_path).results
+    assert set(results["segmentation"]) >= {"mean_iou", "pixel_accuracy", "class_iou"}
+    assert len(results["log_depth"]["delta"]) == 3
+    assert len(results["normals"]["within"]) == 3
+    assert 0 <= results["boundary"]["ods"] <= 1
+    json.dumps(results, allow_nan=False)
+
+
+def test_cityscapes_has_instance_scores(tmp_path: Path) -> None:
+    names = tuple(f"aachen_00000{number}_000019" for number in range(2))
+    small_datasets.write_cityscapes(tmp_path / "data", names)
+    small_datasets.write_cityscapes(tmp_path / "val", names)
+    for folder in ("leftImg8bit", "gtFine", "disparity", "camera"):
+        (tmp_path / f"val/{folder}/train").rename(tmp_path / f"data/{folder}/val")
+    trunk = json.dumps(train_runs.TRUNK)
+    options = ["--set", f"stages.0.model.arguments.trunk={trunk}", "--set", "stages.0.steps=1"]
+    options += ["--set", "data.crop_size=[12, 16]", "--data", str(tmp_path / "data")]
+    options += ["--weights", "none", "--output", str(tmp_path / "run")]
+    command = ["train", "--config", "cityscapes-segmentation-baseline", *options]
+    assert main(command) == 0
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["images"] == 2
+    assert "mean_iiou" in results["instances"]
+
+
+# Data set: recipe, split of the samples, and what there must be afterwards.
+REAL = {
+    "nyuv2": ("nyuv2-pag-0.7", ("segmentation", "mean_iou")),
+    "stanford2d3d": ("stanford-normals-pag-0.7", ("normals", "mean_deg")),
+    "bsds500": ("bsds500-pag-0.7", ("boundary", "ods")),
+}
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("stanford2d3d", "bsds500")]
+
+
+@pytest.mark.parametrize("name", ["nyuv2", *SLOW])
+def test_real_samples(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One step of every stage, on a narrow trunk, and the scores of one real image."""
+    folder = sample_folder(name)
+    recipe, (task, score) = REAL[name]
+    from perfconv.train.recipes import RECIPES
+
+    content = RECIPES[recipe].to_dict()
+    for stage in content["stages"]:
+        stage["steps"] = 1
+        stage["model"]["arguments"]["trunk"] = train_runs.TRUNK
+    height, width = content["data"]["crop_size"]
+    content["data"] |= {"limit": 1, "crop_size": [height // 4, width // 4]}
+    content |= {"pictures": 1, "thresholds": 2}
+    if name == "nyuv2":  # the two samples are of the test split
+        content["data"]["train_split"] = "test"
+        folder = listed(folder, tmp_path, monkeypatch)
+    config = tmp_path / "recipe.json"
+    config.write_text(json.dumps(content))
+    run = tmp_path / "run"
+    command = ["train", "--config", str(config), "--data", str(folder), "--weights", "none"]
+    assert main([*command, "--output", str(run)]) == 0
+    command = ["evaluate", str(run / "model.pt"), "--data", str(folder), "--thresholds", "2"]
+    assert main(command) == 0
+    results = json.loads((run / "model-results.json").read_text())["results"]
+    assert results["images"] == 1
+    assert 0 <= results[task][score] < 180
+    assert len(results["density"]) == 4
+    assert load_model(run / "model.pt").tasks == (task,)
+
+
+def listed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder whose list names the samples that are there only."""
+    from perfconv.data.nyuv2 import NYUv2
+
+    there = [name for name in NYUv2(folder, "test").names if (folder / f"{name}.mat").exists()]
+    assert there
+    monkeypatch.setattr("perfconv.data.nyuv2._listed_names", lambda root, split: there)
+    return folder
