@@ -57,6 +57,7 @@ VARIANTS = (
     Variant("MultiScale (input)", builders.multi_scale_resnet50, {}),
     Variant("T8 PAG", builders.pag_resnet50, {}),
     Variant("T8 PAG, F3 dense", builders.pag_resnet50, {"perforate_f3": False}),
+    Variant("T8 PAG, 16 gates", builders.pag_resnet50, {"gates_pool": True}),
     Variant("16 gates, no pool", builders.gated_resnet50, {}),
     Variant("T8 layer-skipping", builders.layer_skipping_resnet50, {}),
     *(

@@ -24,6 +24,7 @@ from perfconv.nn.dilation_pool import MultiDilationPool
 from perfconv.nn.dropped_block import DroppedBlock
 from perfconv.nn.gate import LayerGate
 from perfconv.nn.gated_blocks import GatedBasicBlock, GatedBottleneck
+from perfconv.nn.pooled_block import GatedPoolBottleneck
 from perfconv.nn.recurrent import RecurrentRefinement
 
 LAYERS = {"res2": "layer1", "res3": "layer2", "res4": "layer3", "res5": "layer4"}
@@ -113,11 +114,16 @@ def pag_resnet50(
     *,
     weighting: str = "pag",
     perforate_f3: bool = True,
+    gates_pool: bool = False,
     tasks: Sequence[str] = SEGMENTATION,
     trunk: ResNet | None = None,
 ) -> SceneParser:
-    """MP@Res5 and a gate in each of the 15 other bottlenecks: the deck's PAG network."""
-    return _pag(trunk or resnet_trunk(50), weighting, perforate_f3, classes, tasks)
+    """MP@Res5 and a gate in each of the 15 other bottlenecks: the deck's PAG network.
+
+    ``gates_pool`` gives the block that holds the pool a gate too.
+    """
+    trunk = trunk or resnet_trunk(50)
+    return _pag(trunk, weighting, perforate_f3, gates_pool, classes, tasks)
 
 
 def pag_resnet101(
@@ -125,11 +131,13 @@ def pag_resnet101(
     *,
     weighting: str = "pag",
     perforate_f3: bool = True,
+    gates_pool: bool = False,
     tasks: Sequence[str] = SEGMENTATION,
     trunk: ResNet | None = None,
 ) -> SceneParser:
     """The same on a ResNet-101, 32 gates: the likely network of the deck's Cityscapes rows."""
-    return _pag(trunk or resnet_trunk(101), weighting, perforate_f3, classes, tasks)
+    trunk = trunk or resnet_trunk(101)
+    return _pag(trunk, weighting, perforate_f3, gates_pool, classes, tasks)
 
 
 def gated_resnet50(
@@ -284,14 +292,21 @@ def insert_pool(trunk: ResNet, at: str, *, weighting: str = "pag", tied: bool = 
     block.bn2 = nn.Identity()
 
 
-def gate_blocks(trunk: ResNet, *, perforate_f3: bool = True) -> None:
-    """Gives every residual block of ``trunk`` an open gate, but those with a pool; in place."""
+def gate_blocks(trunk: ResNet, *, perforate_f3: bool = True, gates_pool: bool = False) -> None:
+    """Gives every residual block of ``trunk`` an open gate, in place.
+
+    Args:
+        perforate_f3: of bottlenecks, see :class:`GatedBottleneck`.
+        gates_pool: also the blocks that hold a pool.
+    """
     for layer, index, block in _blocks(trunk):
         if isinstance(block, BasicBlock):
             layer[index] = GatedBasicBlock(block)
         elif isinstance(block, Bottleneck) and isinstance(block.conv2, nn.Conv2d):
             keeps_size = block.conv2.stride == (1, 1)
             layer[index] = GatedBottleneck(block, perforate_f3=perforate_f3 or not keeps_size)
+        elif isinstance(block, Bottleneck) and gates_pool:
+            layer[index] = GatedPoolBottleneck(block, perforate_f3=perforate_f3)
 
 
 def drop_blocks(trunk: ResNet, names: Sequence[str]) -> None:
@@ -337,10 +352,15 @@ def _parser(trunk: ResNet, classes: int, tasks: Sequence[str]) -> SceneParser:
 
 
 def _pag(
-    trunk: ResNet, weighting: str, perforate_f3: bool, classes: int, tasks: Sequence[str]
+    trunk: ResNet,
+    weighting: str,
+    perforate_f3: bool,
+    gates_pool: bool,
+    classes: int,
+    tasks: Sequence[str],
 ) -> SceneParser:
     insert_pool(trunk, "res5", weighting=weighting)
-    gate_blocks(trunk, perforate_f3=perforate_f3)
+    gate_blocks(trunk, perforate_f3=perforate_f3, gates_pool=gates_pool)
     return _parser(trunk, classes, tasks)
 
 

@@ -30,6 +30,7 @@ from perfconv.nn.gated_blocks import GatedBasicBlock, GatedBottleneck, GatedInve
 from perfconv.nn.gated_chain import GatedChain
 from perfconv.nn.gated_conv import GatedConv2d
 from perfconv.nn.mask_state import MaskState
+from perfconv.nn.pooled_block import GatedPoolBottleneck
 from perfconv.nn.recurrent import LoopOutput, RecurrentRefinement, merge
 from perfconv.nn.scale_gate import ScaleChoice, ScaleGate
 
@@ -55,6 +56,7 @@ __all__ = [
     "GatedChain",
     "GatedConv2d",
     "GatedInvertedResidual",
+    "GatedPoolBottleneck",
     "LayerGate",
     "LoopOutput",
     "MaskState",

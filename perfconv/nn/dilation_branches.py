@@ -11,7 +11,9 @@ from perfconv.nn.conv import version
 from perfconv.ops.multi_dilation import multi_dilation_conv2d
 from perfconv.ops.pack import pack_weight
 
-COPY = -1  # what a pixel that copies the input chooses among the convolutions
+# What a pixel that copies the input chooses among the convolutions: under the fill "passthrough"
+# inactive pixels and those that chose dilation 0 are the same.
+COPY = INACTIVE = -1
 
 
 class Branch(nn.Module):
@@ -267,7 +269,7 @@ def _launch(
     """One multi-dilation convolution. Copies are its inactive pixels, which take the input."""
     if 0 in branches.dilations:
         copied = branches.dilations.index(0)
-        among_convolutions = choice - (choice > copied).to(choice.dtype)
+        among_convolutions = choice - (choice > copied).to(choice.dtype)  # -1 stays
         choice = torch.where(choice == copied, COPY, among_convolutions)
     return multi_dilation_conv2d(
         input,

@@ -5,7 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from perfconv.nn.dilation_branches import BranchPool, DilationBranches, check_branches
+from perfconv.nn.dilation_branches import (
+    INACTIVE,
+    BranchPool,
+    DilationBranches,
+    check_branches,
+)
 from perfconv.nn.gated_block import EXECUTIONS
 from perfconv.nn.scale_gate import ScaleChoice, ScaleGate
 
@@ -106,14 +111,24 @@ class MultiDilationPool(BranchPool):
         pool.train(conv.training)
         return pool
 
-    def forward(self, input: Tensor) -> Tensor:
-        """The pooled features of ``input`` (N, C, H, W), the same shape."""
+    def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The pooled features of ``input`` (N, C, H, W), the same shape.
+
+        Args:
+            mask: (N or 1, 1, H, W), bool, True = compute; inactive pixels hold the input. The one
+                launch of "pag" skips them; whatever computes all branches computes them too. None:
+                all are active.
+        """
+        if mask is not None and not self._is_one_launch():
+            return torch.where(mask, self(input), input)
         if self.gate is None:
             maps = self.branches.maps(input)
             return torch.stack(maps).mean(0)
         if self.weighting == "attention":
             return weighted_sum(self.branches.maps(input), self.gate.logits(input).softmax(1))
         chosen = self.gate(input)
+        if mask is not None:
+            return self.branches.chosen(input, torch.where(mask, chosen.choice, INACTIVE))
         if self.gate.is_relaxed:
             return weighted_sum(self.branches.maps(input), chosen.soft)
         learns = self.training and chosen.hard.requires_grad
@@ -125,6 +140,12 @@ class MultiDilationPool(BranchPool):
             return weighted_sum(self.branches.maps(input, chosen.choice), hard)
         output = self.branches.chosen(input, chosen.choice)
         return self._with_gate_gradient(output, input, chosen) if learns else output
+
+    def _is_one_launch(self) -> bool:
+        """Whether "pag" computes the branch that each pixel chose and no other."""
+        if self.weighting != "pag" or self.execution == "dense" or self.training:
+            return False
+        return self.branches.has_fixed_statistics()
 
     def _with_gate_gradient(self, output: Tensor, input: Tensor, chosen: ScaleChoice) -> Tensor:
         """``output`` itself; its gradient reaches the gate as it does in dense execution."""

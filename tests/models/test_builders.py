@@ -66,6 +66,7 @@ def test_macs_of_the_deck(stride_in_1x1: bool, expected: int) -> None:
 def test_numbers_of_gates() -> None:
     with torch.device("meta"):
         assert len(perfconv.gates(builders.gated_resnet50())) == 16
+        assert len(perfconv.gates(builders.pag_resnet50(gates_pool=True))) == 16
         assert len(perfconv.gates(builders.layer_skipping_resnet50())) == 12
         assert len(perfconv.gates(builders.pag_resnet101())) == 32
 
