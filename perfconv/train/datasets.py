@@ -3,7 +3,9 @@
 So a run that was stopped goes on with the very samples, crops and flips that would have come.
 """
 
+import functools
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -69,7 +71,7 @@ def open_split(data: Data, root: str | Path | None, *, is_training: bool) -> Sam
         if data.limit is not None:
             length = min(length, data.limit)
         seed = TRAIN_SEED if is_training else TEST_SEED
-        return Scenes(length, size=size, seed=seed, **options)
+        return _scenes(length, json.dumps({"size": size, "seed": seed, **options}))
     if root is None:
         raise ValueError(
             f"data set {data.name} needs its files: name their folder with --data "
@@ -78,6 +80,13 @@ def open_split(data: Data, root: str | Path | None, *, is_training: bool) -> Sam
     split = data.train_split if is_training else data.test_split
     dataset = _readers()[data.name](root, split, **data.options)
     return dataset if data.limit is None else _First(dataset, data.limit)
+
+
+@functools.lru_cache(maxsize=4)
+def _scenes(length: int, options: str) -> Scenes:
+    """Kept from run to run of one process."""
+    given = json.loads(options)
+    return Scenes(length, **{**given, "size": tuple(given["size"])})
 
 
 def _readers() -> dict:

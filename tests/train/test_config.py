@@ -26,9 +26,9 @@ def test_every_recipe_is_plain_data(name: str, tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:for .*copying from a non-meta parameter")
 @pytest.mark.parametrize(
     ("prefix", "least"),
-    [("scenes", 15), ("bsds500", 7)]
+    [("scenes", 15), ("bsds500", 3)]
     + [
-        pytest.param(name, 7, marks=pytest.mark.slow)
+        pytest.param(name, 5, marks=pytest.mark.slow)
         for name in ("nyuv2", "stanford", "cityscapes")
     ],
 )
