@@ -11,7 +11,8 @@
 #   make abi-check    only the stable ABI of torch is used; compiles with the oldest torch, for aarch64
 #   make kernels-check   compile the CUDA kernels for all architectures and judge them, without a GPU
 #   make kernels-report  the same, and write docs/kernel-report.md
-#   make bench-quick  one minute of benchmarks
+#   make bench-quick  one minute of benchmarks, with a report in build/bench
+#   make bench-look   the same, and look at the report in a headless browser
 #
 # Variables: PYTHON (3.10 or newer), VENV (the environment's folder), TORCH (what pip installs),
 # IMAGE (a photo for the demo), DEMO_DIR (where its report goes), DEMO_ARGS, PYTEST_ARGS, WORKERS
@@ -45,7 +46,7 @@ PYTEST = cd $(OUTSIDE) && $(BIN)/pytest -c $(CURDIR)/pyproject.toml --rootdir $(
 
 .DELETE_ON_ERROR:
 .PHONY: demo dev native hooks test test-full test-isa smoke format lint lint-python lint-cpp lint-layering \
-        sanitize wheel-check abi-check kernels-check kernels-report bench-quick clean
+        sanitize wheel-check abi-check kernels-check kernels-report bench-quick bench-look clean
 
 # ---- environment ---------------------------------------------------------------------------------
 
@@ -153,7 +154,13 @@ kernels-report: $(VENV)/dev.stamp
 	$(BIN)/python tools/kernels_check.py --report
 
 bench-quick: $(NATIVE)
-	$(BIN)/perfconv bench --quick
+	@rm -f build/bench/quick.jsonl
+	$(BIN)/perfconv bench --quick --output build/bench/quick.jsonl \
+	  --report build/bench/report.html build/bench/report.md
+
+# Exit status 3: there is no browser, which is no failure.
+bench-look: bench-quick
+	$(BIN)/python tools/check_report.py build/bench/report.html --pictures build/bench || [ $$? = 3 ]
 
 clean:
 	rm -rf build dist *.egg-info perfconv/*.so

@@ -1,19 +1,18 @@
 """What is made of results files: which cells changed, and the page. No timing happens here."""
 
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from benchmark_scripts import load_scripts
+
+from perfconv._bench import charts, regression, report
+from perfconv._bench import page as page_module
 
 # Two runs of one build on one machine, which had other work: most cells are disturbed.
-RECORDED = Path(__file__).parent / "recorded"
-
-
-@pytest.fixture
-def scripts():
-    return load_scripts("report", "regression", "page")
+ROOT = Path(__file__).resolve().parents[1]
+RECORDED = ROOT / "tests" / "recorded"
 
 
 def recorded(number: int) -> list[dict]:
@@ -32,46 +31,46 @@ def slowed(row: dict, factor: float) -> dict:
     return {**row, **changed, "candidate_ms": row["candidate_ms"] * factor}
 
 
-def test_a_second_run_of_the_same_build_is_no_regression(scripts, tmp_path, capsys):
+def test_a_second_run_of_the_same_build_is_no_regression(tmp_path, capsys):
     paths = [write(tmp_path / f"{n}.jsonl", recorded(n)) for n in (1, 2)]
-    assert scripts["regression"].main([str(path) for path in paths]) == 0
+    assert regression.main([str(path) for path in paths]) == 0
     cells = len(recorded(1)) - 1
     assert f"{cells} cells: 0 slower" in capsys.readouterr().out
 
 
-def test_a_slow_down_of_a_fifth_is_flagged(scripts, tmp_path, capsys):
+def test_a_slow_down_of_a_fifth_is_flagged(tmp_path, capsys):
     head, *rows = recorded(2)
     chosen = rows[9]  # undisturbed, with quartiles closer than the slow-down
     rows[9] = slowed(chosen, 1.2)
     old = write(tmp_path / "old.jsonl", recorded(1))
     new = write(tmp_path / "new.jsonl", [head, *rows])
-    assert scripts["regression"].main([str(old), str(new)]) == 1
+    assert regression.main([str(old), str(new)]) == 1
     text = capsys.readouterr().out
     assert f"slower: {chosen['problem']} {chosen['pass']}" in text
     assert "1 slower, 0 faster" in text
-    assert scripts["regression"].main([str(new), str(old)]) == 0
+    assert regression.main([str(new), str(old)]) == 0
     assert "0 slower, 1 faster" in capsys.readouterr().out
 
 
-def test_a_disturbed_cell_says_nothing(scripts):
+def test_a_disturbed_cell_says_nothing():
     row = recorded(1)[1]
     disturbed = {**slowed(row, 2), "baseline_ms": row["baseline_ms"] * 1.5}
-    assert scripts["regression"].verdict(row, disturbed) == "disturbed"
+    assert regression.verdict(row, disturbed) == "disturbed"
 
 
-def test_other_machines_are_not_compared(scripts, tmp_path, capsys):
+def test_other_machines_are_not_compared(tmp_path, capsys):
     head, *rows = recorded(1)
     old = write(tmp_path / "old.jsonl", [head, *rows])
     new = write(tmp_path / "new.jsonl", [{**head, "threads": 64}, *rows])
-    assert scripts["regression"].main([str(old), str(new)]) == 2
+    assert regression.main([str(old), str(new)]) == 2
     assert "threads is 2 in the one and 64 in the other" in capsys.readouterr().err
     new = write(tmp_path / "new.jsonl", [head])
-    assert scripts["regression"].main([str(old), str(new)]) == 2
+    assert regression.main([str(old), str(new)]) == 2
     assert "no cell in common" in capsys.readouterr().err
 
 
-def point(scripts, density: float, time: float):
-    return scripts["page"].Point(density, time, time, time, 1.0)
+def point(density: float, time: float) -> charts.Point:
+    return charts.Point(density, time, time, time, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -82,9 +81,24 @@ def point(scripts, density: float, time: float):
         ([(0.25, 1.1), (0.5, 1.2)], 0.25),
     ],
 )
-def test_break_even(scripts, times, expected):
-    found = scripts["page"].break_even([point(scripts, *pair) for pair in times])
+def test_break_even(times, expected):
+    found = charts.break_even([point(*pair) for pair in times])
     assert found == (expected if expected is None else pytest.approx(expected))
+
+
+def test_the_roof_is_the_smaller_of_both_peaks():
+    row = {"algorithm": "auto", "dtype": "float32", "pass": "forward", "kernel": 3, "groups": 1}
+    row |= {"channels": 8, "out_channels": 8, "batch": 1, "height": 10, "width": 10, "dilation": 1}
+    row |= {"density": 1.0, "bytes": 2 * 8 * 8 * 9 * 100 // 4, "candidate_ms": 1.152e-3}
+    machine = [
+        {"kind": "gemm", "dtype": "float32", "gflops": 200.0},
+        {"kind": "read", "gb_per_s": 25.0},
+    ]
+    (roof,) = charts.roofs(machine, [row], "auto")
+    # 4 FLOP a byte at 25 GB/s: at most 100 GFLOP/s, which the call has.
+    assert roof.best_share == pytest.approx(1.0)
+    assert roof.points[0][1] > charts.TOP
+    assert charts.roofs(machine[:1], [row], "auto") == []
 
 
 class Tags(HTMLParser):
@@ -100,25 +114,64 @@ class Tags(HTMLParser):
         self.loaded += [value or "" for name, value in attrs if name in ("src", "href")]
 
 
-def test_the_page_shows_every_shape_and_loads_nothing(scripts, tmp_path, capsys):
+def test_the_page_shows_every_shape_and_loads_nothing(tmp_path, capsys):
     old = write(tmp_path / "old.jsonl", recorded(1))
     head, *rows = recorded(2)
     new = write(tmp_path / "new.jsonl", [head, slowed(rows[0], 1.5), *rows[1:]])
     page = tmp_path / "page.html"
     arguments = [str(new), "--before", str(old), "--output", str(page)]
-    assert scripts["page"].main(arguments) == 0
+    assert page_module.main(arguments) == 0
     assert str(page) in capsys.readouterr().out
     text = page.read_text()
     tags = Tags()
     tags.feed(text)
-    shapes = {(row["pass"], row["dtype"], scripts["report"].shape_name(row)) for row in rows}
-    assert tags.counts["svg"] == len(shapes)
+    shapes = {(row["pass"], row["dtype"], report.shape_name(row)) for row in rows}
+    assert tags.counts["figure"] == len(shapes)
+    assert text.count('aria-label="executed FLOPs') == text.count('aria-label="time') == len(shapes)
     assert tags.loaded == []
     assert head["processor"] in text
     assert 'class="slower">slower<' in text
 
 
-def test_an_algorithm_that_was_not_measured(scripts, tmp_path):
+def test_an_algorithm_that_was_not_measured(tmp_path):
     path = write(tmp_path / "run.jsonl", recorded(1))
     with pytest.raises(SystemExit, match="no measurement of algorithm 'direct'; it has: auto"):
-        scripts["page"].main([str(path), "--algorithm", "direct"])
+        page_module.main([str(path), "--algorithm", "direct"])
+
+
+def test_the_document_is_replaced_between_its_marks(tmp_path):
+    path = write(tmp_path / "run.jsonl", recorded(1))
+    document = tmp_path / "page.md"
+    document.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    assert report.main([str(path), "--update", str(document)]) == 0
+    text = document.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert "64 to 64, 30x40" in text
+    assert "density 0.5" in text
+
+
+def test_the_figures_of_the_readme_are_those_of_their_file(tmp_path):
+    """Written by report.py, with the shapes that stand in its tables, and never typed."""
+    readme = ROOT / "README.md"
+    table = readme.read_text().split(report.BEGIN)[1].split(report.END)[0]
+    source = ROOT / re.search(r"`(benchmarks/results/[^`]+[.]jsonl)`", table)[1]
+    shapes = re.findall(r"^[|] ([0-9]+ to [^|]+?) [|]", table, re.MULTILINE)
+    headings = re.findall(r"^[*][*](.+), (.+)[*][*]$", table, re.MULTILINE)
+    again = tmp_path / "README.md"
+    again.write_text(readme.read_text())
+    passes = list(dict.fromkeys(name for name, _ in headings))
+    arguments = ["--shapes", *dict.fromkeys(shapes), "--pass", *passes]
+    assert report.main([str(source), *arguments, "--update", str(again)]) == 0
+    assert again.read_text() == readme.read_text()
+
+
+def test_markdown_has_the_same_numbers(tmp_path):
+    path = write(tmp_path / "run.jsonl", recorded(1))
+    target = tmp_path / "report.md"
+    assert page_module.main([str(path), "--output", str(target)]) == 0
+    text = target.read_text()
+    row = next(row for row in recorded(1)[1:] if row["algorithm"] == "auto")
+    assert f"{row['speed_up']:.2f}x" in text
+    assert "&" not in text

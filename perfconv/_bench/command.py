@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 import perfconv
-from perfconv._bench import suite
+from perfconv._bench import page, suite
 from perfconv._bench.problems import LISTS
 from perfconv._bench.results_file import ResultsFile
 from perfconv._bench.tasks import Options, run_tasks
@@ -58,6 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-compile", action="store_true", help="no torch.compile")
     parser.add_argument("--no-peers", action="store_true", help="convolutions: dense and ours only")
     parser.add_argument("--output", type=Path, help="results file (JSON lines), continued")
+    parser.add_argument(
+        "--report", type=Path, nargs="+", help="page of the results file: FILE.html, FILE.md"
+    )
+    parser.add_argument("--before", type=Path, help="an earlier results file, for the report")
     for name, kind in SWEEPS.items():
         parser.add_argument(
             f"--{name}", type=kind, nargs="+", help="convolutions: these instead of the list's"
@@ -101,6 +105,9 @@ def run(arguments: argparse.Namespace) -> int:
     options = options_of(arguments)
     chosen = suite.plan(tuple(arguments.names), options)
     tasks = [task for task in chosen if arguments.filter in task.problem]
+    if arguments.report and arguments.output is None:
+        print("perfconv bench: --report reads a results file. Give --output.", file=sys.stderr)
+        return 1
     if not tasks:
         print("perfconv bench: nothing has such a name. Leave --filter out.", file=sys.stderr)
         return 1
@@ -115,6 +122,9 @@ def run(arguments: argparse.Namespace) -> int:
         head["threads"] = threads
         print(json.dumps(head))
         run_tasks(tasks, ResultsFile(arguments.output, head), threads)
+    for target in arguments.report or []:
+        page.write(arguments.output, target, before=arguments.before)
+        print(target.resolve())
     return 0
 
 

@@ -15,6 +15,7 @@ from itertools import product
 import torch
 import torch.nn.functional as F
 
+import perfconv
 from perfconv._bench.conv_case import LAYOUTS, ConvCase
 from perfconv._bench.peers import PEERS, compiled, peers_of
 from perfconv._bench.problems import LISTS, Problem, conv_problems
@@ -60,6 +61,15 @@ def check(case: ConvCase, algorithms: tuple[str, ...]) -> None:
             case.check(name, case.perforated(name, case.packed))
 
 
+def least_bytes(case: ConvCase) -> int:
+    """What the active pixels make a forward pass read and write at least, once each."""
+    p = case.problem
+    options = {"padding": p.padding, "dilation": p.dilation}
+    touched = int(perfconv.expand_mask(case.mask, p.kernel, **options).sum())
+    values = touched * p.channels + case.weight.numel() + int(case.mask.sum()) * p.out_channels
+    return values * case.input.element_size()
+
+
 def measure(problem: Problem, pass_name: str, options: Options) -> Iterator[dict]:
     """A row for everything that is compared: dense, ours by algorithm, peers."""
     clock = make_clock(options.device)
@@ -85,6 +95,7 @@ def measure(problem: Problem, pass_name: str, options: Options) -> Iterator[dict
         times = clock.measure(calls, options.pairs, budgets)
         memory = {name: clock.peak_bytes(call) for name, call in calls.items()}
     flops = flops_of(problem, pass_name)
+    bytes_moved = least_bytes(case)
     for name, found in compared(times).items():
         peer = PEERS.get(name)
         share = 1.0 if name in ("dense", "dense_times_mask", "unfold_gemm") else case.density
@@ -96,6 +107,7 @@ def measure(problem: Problem, pass_name: str, options: Options) -> Iterator[dict
             **found,
             "efficiency": found["speed_up"] * case.density,
             "gflops": share * flops / found["candidate_ms"] / 1e6,
+            "bytes": bytes_moved,
             "peak_bytes": memory[name],
             **({"is_same_function": peer.is_same_function, "what": peer.summary} if peer else {}),
         }

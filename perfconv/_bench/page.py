@@ -1,194 +1,126 @@
-"""Turns a results file of bench_conv.py into one HTML page that needs no other file.
+"""Turns a results file into one HTML page that needs no other file, or a Markdown document.
 
     python benchmarks/page.py benchmarks/results/NAME.jsonl --output report.html
     python benchmarks/page.py NEW.jsonl --before OLD.jsonl    # with what changed since
+    python benchmarks/page.py NEW.jsonl --output report.md
 
-Reads only, never times. Per shape: measured time and executed FLOPs against density, both as a
-share of dense, and the density at which the layer stops being faster than dense.
+Reads only, never times.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import jinja2
 
-from perfconv._bench.regression import Change, changes, why_not_comparable
+from perfconv._bench import charts, table2
+from perfconv._bench.regression import changes, why_not_comparable
 from perfconv._bench.report import describe, shape_name, write_atomically
 from perfconv._bench.results_file import read
 
-WIDTH, HEIGHT = 300.0, 190.0  # of a chart, in its own units
-LEFT, BOTTOM, TOP, RIGHT = 34.0, 26.0, 8.0, 8.0
-TOP_SHARE = 1.25  # the largest time that a chart shows, as a share of dense
+GATED = {"bottleneck", "resnet50", "networks"}
 
 
-@dataclass(frozen=True)
-class Point:
-    """One measurement, as shares of dense."""
-
-    density: float
-    time: float  # candidate / dense, median
-    fastest: float  # quartiles of the same
-    slowest: float
-    gflops: float  # executed, of the perforated call
-
-    @property
-    def x(self) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * self.density
-
-    @property
-    def y(self) -> float:
-        return height(self.time)
-
-    @property
-    def y_fastest(self) -> float:
-        return height(self.fastest)
-
-    @property
-    def y_slowest(self) -> float:
-        return height(self.slowest)
+def of(rows: Sequence[dict], *names: str) -> list[dict]:
+    """The rows of these benchmarks; a file without the column is one of convolutions."""
+    return [row for row in rows if row.get("benchmark", "conv") in names]
 
 
-@dataclass(frozen=True)
-class Panel:
-    """One shape: its curve over random masks, and the other patterns."""
-
-    name: str
-    dense_ms: float
-    dense_gflops: float
-    curve: list[Point]
-    others: dict[str, list[Point]]
-    break_even: float | None  # None: faster than dense at every density that was measured
-
-    @property
-    def line(self) -> str:
-        return " ".join(f"{point.x:.1f},{point.y:.1f}" for point in self.curve)
+def convolutions(rows: Sequence[dict]) -> list[dict]:
+    return [row for row in of(rows, "conv") if "dense_layout" in row and "kernel" in row]
 
 
-@dataclass(frozen=True)
-class Section:
-    """The panels of one pass and dtype."""
-
-    title: str
-    panels: list[Panel]
-
-
-def height(share: float) -> float:
-    """The y of a share of the dense time."""
-    return TOP + (HEIGHT - TOP - BOTTOM) * (1 - min(share, TOP_SHARE) / TOP_SHARE)
-
-
-def dense_macs(row: dict) -> int:
-    taps = row["kernel"] ** 2 * row["channels"] // row["groups"]
-    return row["batch"] * row["height"] * row["width"] * row["out_channels"] * taps
-
-
-def flops(row: dict) -> float:
-    """Of the dense call: forward, or forward and both gradients."""
-    passes = 3 if row["pass"] == "training" else 1
-    return 2.0 * passes * dense_macs(row)
-
-
-def make_point(row: dict) -> Point:
-    return Point(
-        density=row["density"],
-        time=1 / row["speed_up"],
-        fastest=1 / row["speed_up_high"],
-        slowest=1 / row["speed_up_low"],
-        gflops=row["density"] * flops(row) / row["candidate_ms"] / 1e6,
-    )
-
-
-def break_even(curve: Sequence[Point]) -> float | None:
-    """The density at which the line between the measured points reaches the dense time."""
-    for low, high in pairwise(curve):
-        if low.time < 1 <= high.time:
-            return low.density + (1 - low.time) / (high.time - low.time) * (
-                high.density - low.density
-            )
-    return curve[0].density if curve and curve[0].time >= 1 else None
-
-
-def make_panel(name: str, rows: Sequence[dict]) -> Panel:
-    curve = sorted(
-        (make_point(row) for row in rows if row["pattern"] == "random"),
-        key=lambda point: point.density,
-    )
-    others: dict[str, list[Point]] = {}
-    for row in rows:
-        if row["pattern"] != "random":
-            others.setdefault(row["pattern"], []).append(make_point(row))
-    dense_ms = sorted(row["baseline_ms"] for row in rows)[len(rows) // 2]
-    return Panel(
-        name=name,
-        dense_ms=dense_ms,
-        dense_gflops=flops(rows[0]) / dense_ms / 1e6,
-        curve=curve,
-        others=others,
-        break_even=break_even(curve),
-    )
-
-
-def sections(rows: Sequence[dict], algorithm: str) -> list[Section]:
-    grouped: dict[tuple[str, str], dict[str, list[dict]]] = {}
-    for row in rows:
-        if row["algorithm"] == algorithm:
-            shapes = grouped.setdefault((row["pass"], row["dtype"]), {})
-            shapes.setdefault(shape_name(row), []).append(row)
+def classes(sections: Sequence[charts.Section]) -> list[tuple[str, str, str]]:
+    """(pass and dtype, shape, break-even density) of every shape with a curve."""
     return [
-        Section(
-            f"{pass_name}, {dtype}", [make_panel(name, found) for name, found in shapes.items()]
+        (
+            section.title,
+            panel.name,
+            "none measured" if panel.break_even is None else f"{panel.break_even:.2f}",
         )
-        for (pass_name, dtype), shapes in sorted(grouped.items())
+        for section in sections
+        for panel in section.panels
+        if panel.is_curve
     ]
 
 
-def render(source: Path, algorithm: str, before: Path | None) -> str:
+def changed(head: dict, rows: list[dict], before: Path | None) -> dict:
+    if before is None:
+        return {"before": None, "changes": [], "compared": 0}
+    old_head, old_rows = read(before)
+    reason = why_not_comparable(old_head, head)
+    if reason is not None:
+        raise SystemExit(f"page: {before.name} is not comparable: {reason}.")
+    found = changes(old_rows, rows)
+    return {
+        "before": before.name,
+        "changes": [change for change in found if change.verdict != "no difference"],
+        "compared": len(found),
+    }
+
+
+def content(source: Path, algorithm: str, before: Path | None) -> dict:
+    """Everything that a template shows."""
     head, rows = read(source)
-    found = sections(rows, algorithm)
-    if not found:
-        known = ", ".join(sorted({row["algorithm"] for row in rows})) or "none"
+    layers = convolutions(rows)
+    sections = charts.sections(layers, algorithm)
+    if layers and not sections:
+        known = ", ".join(sorted({row["algorithm"] for row in layers}))
         raise SystemExit(
             f"page: {source.name} has no measurement of algorithm {algorithm!r}; it has: {known}."
         )
-    changed: list[Change] = []
-    if before is not None:
-        old_head, old_rows = read(before)
-        reason = why_not_comparable(old_head, head)
-        if reason is not None:
-            raise SystemExit(f"page: {before.name} is not comparable: {reason}.")
-        changed = changes(old_rows, rows)
+    machine = of(rows, "machine")
+    methods = {row["algorithm"] for row in layers}
+    return {
+        **changed(head, rows, before),
+        "head": head,
+        "method": describe(head, rows, source),
+        "algorithm": algorithm,
+        "sections": sections,
+        "classes": classes(sections),
+        "roofs": charts.roofs(machine, layers, algorithm),
+        "overheads": [row for row in machine if "overhead_us" in row],
+        "bars": charts.bars(of(rows, "breakdown")),
+        "gated": [row for row in rows if row.get("benchmark") in GATED],
+        "pools": of(rows, "pool"),
+        "compactions": of(rows, "compaction"),
+        "steps": of(rows, "train-step"),
+        "table2": sorted(of(rows, "table2"), key=lambda row: (-row["density"], row["algorithm"])),
+        "notes": table2.NOTES,
+        "reference_macs": table2.REFERENCE_MACS,
+        "methods": {name: text for name, text in charts.METHODS.items() if name in methods},
+        "stages": ("gate", "compaction", "halo", "conv1", "conv2", "conv3"),
+        "shape_name": shape_name,
+        "chart": {
+            "width": charts.WIDTH,
+            "height": charts.HEIGHT,
+            "left": charts.LEFT,
+            "right": charts.WIDTH - charts.RIGHT,
+            "bottom": charts.HEIGHT - charts.BOTTOM,
+            "top": charts.TOP,
+            "ticks_x": [(charts.x_of(d), f"{d:g}") for d in (0, 0.25, 0.5, 0.75, 1)],
+            "ticks_y": [(charts.y_of(share), f"{share:g}") for share in (0, 0.5, 1, 1.5)],
+        },
+    }
+
+
+def render(source: Path, algorithm: str, before: Path | None, template: str) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
+        autoescape=template.endswith(".html.jinja"),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html.jinja").render(
-        head=head,
-        method=describe(head, rows, source).replace("`", ""),
-        algorithm=algorithm,
-        sections=found,
-        before=before.name if before else None,
-        changes=[change for change in changed if change.verdict != "no difference"],
-        compared=len(changed),
-        chart={
-            "width": WIDTH,
-            "height": HEIGHT,
-            "left": LEFT,
-            "right": WIDTH - RIGHT,
-            "bottom": HEIGHT - BOTTOM,
-            "top": TOP,
-            "ticks_x": [
-                (LEFT + (WIDTH - LEFT - RIGHT) * d, f"{d:g}") for d in (0, 0.25, 0.5, 0.75, 1)
-            ],
-            "ticks_y": [(height(share), f"{share:g}") for share in (0, 0.25, 0.5, 0.75, 1)],
-        },
-    )
+    return environment.get_template(template).render(content(source, algorithm, before))
+
+
+def write(
+    source: Path, target: Path, *, algorithm: str = "auto", before: Path | None = None
+) -> None:
+    """``target`` is Markdown if it ends in .md, else HTML."""
+    template = "page.md.jinja" if target.suffix == ".md" else "page.html.jinja"
+    write_atomically(target, render(source, algorithm, before, template))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -198,12 +130,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--before", type=Path, help="an earlier results file of this machine")
     parser.add_argument("--output", type=Path, default=Path("report.html"))
     arguments = parser.parse_args(argv)
-    write_atomically(
-        arguments.output, render(arguments.source, arguments.algorithm, arguments.before)
+    write(
+        arguments.source,
+        arguments.output,
+        algorithm=arguments.algorithm,
+        before=arguments.before,
     )
     print(arguments.output.resolve())
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

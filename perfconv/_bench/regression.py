@@ -22,6 +22,7 @@ from perfconv._bench.results_file import read
 # Set after two runs of one build, of which 5 % called 2 cells of 16 slower.
 SMALLEST_CHANGE = 0.15
 LARGEST_DRIFT = 1.25  # of the dense time between the two runs
+BASELINES = ("dense", "nonzero")  # compared with themselves
 SAME_MACHINE = ("processor", "isa", "threads", "torch")
 
 Key = tuple[str, str, str]
@@ -66,7 +67,11 @@ def changes(old_rows: Iterable[dict], new_rows: Iterable[dict]) -> list[Change]:
 
 
 def by_key(rows: Iterable[dict]) -> dict[Key, dict]:
-    return {(row["problem"], row["pass"], row["algorithm"]): row for row in rows}
+    return {
+        (row["problem"], row.get("pass", ""), row["algorithm"]): row
+        for row in rows
+        if "speed_up" in row and row.get("algorithm", "dense") not in BASELINES
+    }
 
 
 def why_not_comparable(old_head: dict, new_head: dict) -> str | None:
