@@ -75,6 +75,12 @@ def test_train_then_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert found["model"]["name"] == "pag_resnet50"
     assert (pictures / "samples.png").exists()
 
+    photo = tmp_path / "photo.png"
+    small_datasets.save(photo, small_datasets.colours(1, (64, 72)))
+    command = ["predict", str(photo), "--checkpoint", str(run), "--output", str(pictures)]
+    assert main(command) == 0
+    assert len(list(pictures.glob("photo*.png"))) >= 1
+
     assert main(["evaluate", str(run / "model.pt"), "--scales", "0.5", "1", "--limit", "1"]) == 0
     assert json.loads((run / "model-results.json").read_text())["results"]["images"] == 1
     assert main(["evaluate", str(tmp_path / "absent.pt")]) == 1
