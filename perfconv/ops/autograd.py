@@ -6,7 +6,7 @@ and ``vmap``, which ``torch.func`` needs. Callers use the function that ``differ
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +15,15 @@ from torch.autograd import forward_ad
 Argument = Tensor | int | float | str | bool | list[int] | None
 Operation = Callable[..., Any]  # to a tensor, or to a tuple of them
 Context = Any  # torch's objects for setup_context, backward and vmap; attributes are set freely
+
+
+class Differentiable(Protocol):
+    """An operator with gradients. ``eager`` is the same for callers that know ``is_eager()``."""
+
+    eager: Operation
+
+    def __call__(self, *arguments: Argument) -> Any: ...
+
 
 are_transforms_active = torch._C._are_functorch_transforms_active
 BelowAutograd = torch._C._AutoDispatchBelowAutograd
@@ -26,7 +35,7 @@ def differentiable(
     setup_context: Callable[..., None],
     backward: Callable[..., tuple],
     vmap: Callable[..., tuple],
-) -> Operation:
+) -> Differentiable:
     """Registers gradients and batching of ``perfconv::name``; returns the function to call.
 
     Args:
@@ -37,6 +46,7 @@ def differentiable(
         vmap: ``(info, in_dims, *arguments)`` to ``(output, out_dim)``.
     """
     op = getattr(torch.ops.perfconv, name).default
+    at_once = op._op  # what op.__call__ calls: a frame less
     torch.library.register_autograd(f"perfconv::{name}", backward, setup_context=setup_context)
     torch.library.register_vmap(f"perfconv::{name}", vmap)
 
@@ -58,19 +68,24 @@ def differentiable(
         @staticmethod
         def forward(ctx: Context, *arguments: Argument) -> Any:
             with BelowAutograd():
-                output = op(*arguments)
+                output = at_once(*arguments)
             setup_context(ctx, arguments, output)
             return output
 
     EagerFunction.__name__ = EagerFunction.__qualname__ = name
     EagerFunction.backward = staticmethod(backward)  # type: ignore[method-assign]
 
+    def eager(*arguments: Argument) -> Any:
+        if torch.is_inference_mode_enabled():
+            return at_once(*arguments)
+        if may_need_gradient(arguments):
+            return EagerFunction.apply(*arguments)
+        with BelowAutograd():
+            return at_once(*arguments)
+
     def call(*arguments: Argument) -> Any:
         if is_eager():
-            if may_need_gradient(arguments):
-                return EagerFunction.apply(*arguments)
-            with BelowAutograd():
-                return op(*arguments)
+            return eager(*arguments)
         if forward_ad._current_level >= 0:  # the operator alone would drop tangents silently
             try:
                 return Function.apply(*arguments)
@@ -83,7 +98,8 @@ def differentiable(
             return Function.apply(*distinct(arguments))
         return op(*arguments)
 
-    return call
+    call.eager = eager  # type: ignore[attr-defined]
+    return call  # type: ignore[return-value]
 
 
 def needs_function(arguments: Sequence[Argument]) -> bool:

@@ -16,6 +16,7 @@ from perfconv.ops.arguments import (
     int_pair,
     is_autocast,
 )
+from perfconv.ops.autograd import is_eager
 from perfconv.ops.conv_grad import differentiable_conv
 from perfconv.ops.mask import ActivePixels
 
@@ -92,6 +93,13 @@ def perforated_conv2d(
         >>> out.shape, bool((out == 0).all(1, keepdim=True)[~mask].all())
         (torch.Size([1, 6, 8, 8]), True)
     """
+    if expected_density is None:
+        done = _at_once(
+            input, weight, mask, bias, stride, padding, dilation, groups, fill, base, residual,
+            activation, activate_base, algorithm, packed_weight,
+        )  # fmt: skip
+        if done is not None:
+            return done
     op = "perforated_conv2d"
     if not are_alike(input, weight, bias, base, residual) or is_autocast(input):
         check_tensor(op, "input", input)
@@ -147,9 +155,52 @@ def perforated_conv2d(
         activate_base,
         expected_density,
         algorithm,
-        torch_allows_tf32(),
+        not input.is_cpu and torch_allows_tf32(),
     )
     return output.squeeze(0) if is_unbatched else output
+
+
+def _at_once(
+    input: Tensor, weight: Tensor, mask: Tensor | ActivePixels, bias: Tensor | None,
+    stride: IntPair, padding: IntPair | str, dilation: IntPair, groups: int, fill: str,
+    base: Tensor | None, residual: Tensor | None, activation: str | None, activate_base: bool,
+    algorithm: str, packed_weight: Tensor | None,
+) -> Tensor | None:  # fmt: skip
+    """The usual eager call on the CPU, whose arguments the native operator checks; or None.
+
+    A call that it refuses goes the long way after all, for the right kind of error. With cold
+    caches the checks of ``perforated_conv2d`` cost as much as the operator (KERNELS.md K-031).
+    """
+    if not is_eager() or type(input) is not Tensor or not input.is_cpu or input.dim() != 4:
+        return None
+    if type(mask) is not Tensor:
+        if not isinstance(mask, ActivePixels):
+            return None
+        mask = mask.mask  # the CPU makes its own list
+    if (
+        fill not in FILLS
+        or activation not in ACTIVATIONS
+        or algorithm not in ALGORITHMS
+        or type(groups) is not int
+        or type(activate_base) is not bool
+        or torch.is_autocast_enabled("cpu")
+    ):
+        return None
+    if type(stride) is type(dilation) is type(padding) is int:
+        steps, spacing, sides = [stride, stride], [dilation, dilation], [padding] * 4
+    elif type(stride) is type(dilation) is type(padding) is tuple and len(padding) == 2:
+        steps, spacing = [*stride], [*dilation]
+        sides = [padding[0], padding[0], padding[1], padding[1]]
+    else:
+        return None
+    try:
+        return differentiable_conv.eager(
+            input, weight, mask, bias, base, residual, None, None, packed_weight,
+            steps, sides, spacing, groups, fill, activation or "none", activate_base, None,
+            algorithm, False,
+        )  # fmt: skip
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return None
 
 
 def explain(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from perfconv import _ext  # noqa: F401  (loads the operators)
 from perfconv.ops.arguments import check_one_device, is_channels_last, memory_format
-from perfconv.ops.autograd import Context, Operation, differentiable, loop_over
+from perfconv.ops.autograd import Context, Differentiable, differentiable, loop_over
 
 # Argument positions of perfconv::perforated_conv2d that the gradients need by number.
 INPUT, WEIGHT, MASK, BIAS, BASE, RESIDUAL = range(6)
@@ -360,40 +360,40 @@ def _spread(grad: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, grad[:, None, None], 0)
 
 
-differentiable_conv: Operation = differentiable(
+differentiable_conv: Differentiable = differentiable(
     "perforated_conv2d", setup_context=_conv_setup, backward=_conv_backward, vmap=_conv_vmap
 )
-differentiable_dgrad: Operation = differentiable(
+differentiable_dgrad: Differentiable = differentiable(
     "perforated_conv2d_dgrad",
     setup_context=_dgrad_setup,
     backward=_dgrad_backward,
     vmap=loop_over(lambda *arguments: differentiable_dgrad(*arguments)),
 )
-differentiable_wgrad: Operation = differentiable(
+differentiable_wgrad: Differentiable = differentiable(
     "perforated_conv2d_wgrad",
     setup_context=_wgrad_setup,
     backward=_wgrad_backward,
     vmap=loop_over(lambda *arguments: differentiable_wgrad(*arguments)),
 )
-differentiable_backward: Operation = differentiable(
+differentiable_backward: Differentiable = differentiable(
     "perforated_conv2d_backward",
     setup_context=_backward_setup,
     backward=_backward_backward,
     vmap=loop_over(lambda *arguments: differentiable_backward(*arguments)),
 )
-differentiable_active_sum: Operation = differentiable(
+differentiable_active_sum: Differentiable = differentiable(
     "active_sum",
     setup_context=_active_sum_setup,
     backward=_active_sum_backward,
     vmap=loop_over(lambda *arguments: differentiable_active_sum(*arguments)),
 )
-differentiable_nearest_fill: Operation = differentiable(
+differentiable_nearest_fill: Differentiable = differentiable(
     "nearest_fill",
     setup_context=_mask_setup,
     backward=lambda ctx, grad: (differentiable_nearest_grad(grad, *ctx.saved_tensors), None),
     vmap=loop_over(lambda *arguments: differentiable_nearest_fill(*arguments)),
 )
-differentiable_nearest_grad: Operation = differentiable(
+differentiable_nearest_grad: Differentiable = differentiable(
     "nearest_fill_grad",
     setup_context=_mask_setup,
     backward=lambda ctx, grad: (differentiable_nearest_fill(grad, *ctx.saved_tensors), None),
