@@ -56,6 +56,7 @@ Tensor perforated_conv2d(const Tensor& input, const Tensor& weight, const Tensor
   const ConvAlgorithm wanted = parse_algorithm(kOp, algorithm_name);
   const ConvGeometry g = check_forward(kOp, {input, weight, mask, bias, base, residual}, stride,
                                        padding, dilation, groups, fill);
+  if (packed_weight) check_floating(kOp, "packed_weight", *packed_weight);
   const ActiveList active = compact(mask, g.batch);
   return convolve(
       {.geometry = g,

@@ -186,11 +186,14 @@ def _at_once(
         or torch.is_autocast_enabled("cpu")
     ):
         return None
-    if type(stride) is type(dilation) is type(padding) is int:
-        steps, spacing, sides = [stride, stride], [dilation, dilation], [padding] * 4
-    elif type(stride) is type(dilation) is type(padding) is tuple and len(padding) == 2:
-        steps, spacing = [*stride], [*dilation]
-        sides = [padding[0], padding[0], padding[1], padding[1]]
+    if type(stride) is type(padding) is type(dilation) is int:
+        steps, sides, spacing = [stride, stride], [padding] * 4, [dilation, dilation]
+    elif type(stride) is type(padding) is type(dilation) is tuple:
+        numbers = stride + padding + dilation  # of a module: (h, w) each
+        if len(padding) != 2 or {*map(type, numbers)} != {int}:
+            return None
+        above, left = padding
+        steps, sides, spacing = [*stride], [above, above, left, left], [*dilation]
     else:
         return None
     try:

@@ -82,6 +82,12 @@ CONV = {
     "too_many_pixels": ({"padding": 2**20}, ValueError, "2^31"),
     "groups_zero": ({"groups": 0}, ValueError, "groups"),
     "groups_negative": ({"groups": -2}, ValueError, "groups"),
+    "sides_bool": (
+        {"stride": (1, 1), "padding": (1, 1), "dilation": (True, True)}, TypeError, "True"
+    ),
+    "sides_three": (
+        {"stride": (1, 1, 1), "padding": (1, 1), "dilation": (1, 1)}, TypeError, "(1, 1, 1)"
+    ),
     "groups_uneven": ({"groups": 5}, ValueError, "groups"),
     "groups_channels": ({"groups": 2}, ValueError, "16 channels, got 8"),
     "groups_bool": ({"groups": True}, TypeError, "bool"),
@@ -103,6 +109,7 @@ CONV = {
     "density_text": ({"expected_density": "0.5"}, TypeError, "str"),
     "density_tensor": ({"expected_density": torch.tensor(0.5)}, TypeError, "Tensor"),
     "packed_weight_list": ({"packed_weight": [1.0]}, TypeError, "Tensor"),
+    "packed_weight_integer": ({"packed_weight": torch.zeros(1).int()}, TypeError, "int32"),
 }  # fmt: skip
 
 
