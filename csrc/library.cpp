@@ -36,6 +36,22 @@ PERFCONV_LIBRARY(m) {
       "Tensor? packed_weight=None, int[2] stride=1, int[4] padding=0, int[2] dilation=1, "
       "int groups=1, str activation=\"none\", bool adds_base=False, bool activate_base=False, "
       "float? expected_density=None, str algorithm=\"auto\", bool allow_tf32=False) -> ()");
+  // A residual block in inference: the convolutions of a branch one after another, the last one
+  // added to the shortcut (default: the input) at the pixels of the mask, the others where the next
+  // one reads them. Numbers are stage by stage, (h, w). Either the mask is given, or a gate decides
+  // (see gate_mask, at every stride-th pixel) and its mask comes back, else a mask without
+  // elements. With a shortcut, sum_activation applies to all of its pixels.
+  m.def(
+      "gated_block(Tensor input, Tensor? shortcut, Tensor? mask, Tensor? gate_weight, "
+      "Tensor? gate_bias, Tensor[] weights, Tensor[] biases, Tensor[] packed_weights, "
+      "int[] stride, int[] padding, int[] dilation, int[] groups, str activation, "
+      "str sum_activation, bool allow_tf32=False) -> (Tensor output, Tensor decided)");
+  // The same with base as the shortcut and the output, and as the input if that is missing.
+  m.def(
+      "gated_block_into(Tensor(a!) base, Tensor? input, Tensor? mask, Tensor? gate_weight, "
+      "Tensor? gate_bias, Tensor[] weights, Tensor[] biases, Tensor[] packed_weights, "
+      "int[] stride, int[] padding, int[] dilation, int[] groups, str activation, "
+      "str sum_activation, bool allow_tf32=False) -> Tensor");
   m.def(
       "perforated_conv2d_dgrad(Tensor grad_output, Tensor weight, Tensor mask, "
       "Tensor? active_idx, Tensor? count, SymInt[2] input_size, bool channels_last, "

@@ -210,14 +210,13 @@ class _Counter(TorchDispatchMode):
     ) -> Any:
         output = func(*args, **(kwargs or {}))
         name = self.running[-1][0] if self.running else ""
-        pixels = touched_pixels(func, args)
+        pixels = touched_pixels(func, args, output)
         if pixels is not None:
             self.row(name, COMPACTION).pixels += pixels
         copied = copied_pixels(func, args, kwargs or {}, output)
         if copied:
             self.row(name, COPY).pixels += copied
-        macs = call_macs(func, args, kwargs or {}, output, self.batch)
-        if macs is not None:
+        for macs in call_macs(func, args, kwargs or {}, output, self.batch):
             block = next((m for _, m in self.running[::-1] if isinstance(m, GatedBlock)), None)
             pool = next(
                 (n for n, m in self.running[::-1] if isinstance(m, MultiDilationPool)), None

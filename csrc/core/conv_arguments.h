@@ -248,20 +248,28 @@ inline void check_nearest(const char* op, const char* name, const Tensor& values
   check_mask_shape(op, mask, values.size(0), values.size(2), values.size(3));
 }
 
+// prefix: of the names of weight and bias.
+inline void check_gate(const char* op, const Tensor& input, const Tensor& weight,
+                       const OptionalTensor& bias, const std::string& prefix = "") {
+  const std::string weight_name = prefix + "weight";
+  const std::string bias_name = prefix + "bias";
+  check_like(op, weight_name.c_str(), weight, "input", input);
+  const int64_t channels = input.size(1);
+  if (!has_shape(weight, {2, channels}) && !has_shape(weight, {2, channels, 1, 1})) {
+    fail(op, weight_name, " must be (2, C) or (2, C, 1, 1) with C = ", channels, ", got ",
+         shape_text(weight.sizes()), ". Give it one row for skipping and one for computing.");
+  }
+  if (bias) {
+    check_like(op, bias_name.c_str(), *bias, "input", input);
+    check_shape(op, bias_name.c_str(), "(2,)", *bias, {2});
+  }
+}
+
 inline void check_gate_mask(const Tensor& input, const Tensor& weight, const OptionalTensor& bias) {
   constexpr const char* kOp = "gate_mask";
   check_floating(kOp, "input", input);
   check_rank(kOp, "input", "(N, C, H, W)", input, 4);
-  check_like(kOp, "weight", weight, "input", input);
-  const int64_t channels = input.size(1);
-  if (!has_shape(weight, {2, channels}) && !has_shape(weight, {2, channels, 1, 1})) {
-    fail(kOp, "weight must be (2, C) or (2, C, 1, 1) with C = ", channels, ", got ",
-         shape_text(weight.sizes()), ". Give it one row for skipping and one for computing.");
-  }
-  if (bias) {
-    check_like(kOp, "bias", *bias, "input", input);
-    check_shape(kOp, "bias", "(2,)", *bias, {2});
-  }
+  check_gate(kOp, input, weight, bias);
   if (input.size(0) * input.size(2) * input.size(3) >= (int64_t{1} << 31)) {
     fail(kOp, "N * H * W must be below 2^31, got ", input.size(0), " * ", input.size(2), " * ",
          input.size(3), ". Split the batch.");

@@ -23,7 +23,8 @@ void run_sparse(const ForwardProblem& problem, ConvAlgorithm algorithm) {
   if (problem.fill == Fill::kNearest) fill_nearest(problem.output, *problem.active);
 }
 
-// The output in the layout of the input: a new image, or problem.output if it is there.
+}  // namespace
+
 Tensor convolve(ForwardProblem problem, ConvAlgorithm wanted, bool channels_last) {
   const ConvGeometry& g = problem.geometry;
   const StorageType storage = storage_type(problem.input.scalar_type());
@@ -40,6 +41,8 @@ Tensor convolve(ForwardProblem problem, ConvAlgorithm wanted, bool channels_last
   run_sparse(problem, chosen);
   return in_layout(problem.output, channels_last);
 }
+
+namespace {
 
 Tensor perforated_conv2d(const Tensor& input, const Tensor& weight, const Tensor& mask,
                          const OptionalTensor& bias, const OptionalTensor& base,

@@ -35,6 +35,10 @@ void forward_gather_gemm(const ForwardProblem& problem);
 void forward_implicit_gemm(const ForwardProblem& problem);
 void forward_depthwise(const ForwardProblem& problem);
 
+// The output in the layout of the input: a new image, or problem.output if it is there. input and
+// weight in any layout; kAuto asks the planner.
+Tensor convolve(ForwardProblem problem, ConvAlgorithm wanted, bool channels_last);
+
 // Inactive output pixels in the flat range [begin, end): zero or base; else nothing.
 void fill_inactive(const ForwardProblem& problem, int64_t begin, int64_t end);
 void fill_inactive(const ForwardProblem& problem);

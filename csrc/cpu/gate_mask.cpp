@@ -2,12 +2,14 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <cmath>
 #include <tuple>
 #include <vector>
 
 #include "core/conv_arguments.h"
 #include "cpu/active.h"
+#include "cpu/gate.h"
 #include "cpu/images.h"
 #include "cpu/kernels/kernel_table.h"
 
@@ -25,27 +27,39 @@ std::vector<Acc> widened(const OptionalTensor& values, int64_t length) {
   return wide;
 }
 
-// mask[p] = logits[1] > logits[0], soft[p] = softmax(logits)[1] unless soft is null.
+// As decide() of gate.h; soft[p] = softmax(logits)[1] unless soft is null.
 template <class T>
-void decide(const Tensor& rows, const Tensor& weight, const OptionalTensor& bias, uint8_t* mask,
-            T* soft) {
+void decide(const Tensor& rows, const Tensor& weight, const OptionalTensor& bias,
+            const ConvGeometry& g, uint8_t* mask, T* soft) {
   using Acc = AccumulateType<T>;
   const int64_t channels = rows.size(1);
-  const int64_t pixels = rows.size(0) * rows.size(2) * rows.size(3);
   const std::vector<Acc> wide = widened<T, Acc>(weight, 2 * channels);
   const std::vector<Acc> offsets = widened<T, Acc>(bias, 2);
   const T* input = data<T>(rows);
   const RowKernel<T, Acc>& row = row_kernel<T>(kernels());
-  parallel_rows(pixels, channels / 8 + 1, [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p) {
-      Acc sums[2];
-      row.dot_pair(input + p * channels, wide.data(), wide.data() + channels, sums, channels);
-      const Acc skip = sums[0] + offsets[0];
-      const Acc compute = sums[1] + offsets[1];
-      mask[p] = compute > skip ? 1 : 0;  // NaN: no
-      if (soft != nullptr) soft[p] = from_float<T>(Acc(1) / (Acc(1) + std::exp(skip - compute)));
+  parallel_rows(g.out_pixels(), channels / 8 + 1, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end;) {
+      const int64_t line = p / g.out_width;
+      const int64_t stop = std::min(end, (line + 1) * g.out_width);
+      const int64_t y = line % g.out_height * g.stride_h;
+      const T* from = input + (line / g.out_height * g.in_height + y) * g.in_width * channels;
+      for (int64_t x = (p - line * g.out_width) * g.stride_w; p < stop; ++p, x += g.stride_w) {
+        Acc sums[2];
+        row.dot_pair(from + x * channels, wide.data(), wide.data() + channels, sums, channels);
+        const Acc skip = sums[0] + offsets[0];
+        const Acc compute = sums[1] + offsets[1];
+        mask[p] = compute > skip ? 1 : 0;  // NaN: no
+        if (soft != nullptr) soft[p] = from_float<T>(Acc(1) / (Acc(1) + std::exp(skip - compute)));
+      }
     }
   });
+}
+
+ConvGeometry every_pixel(const Tensor& image) {
+  ConvGeometry g{.batch = image.size(0), .in_height = image.size(2), .in_width = image.size(3)};
+  g.out_height = g.in_height;
+  g.out_width = g.in_width;
+  return g;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gate_mask(const Tensor& input,
@@ -58,7 +72,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gate_mask(const Tensor& input
   const Tensor soft = torch::stable::new_empty(input, wants_soft ? shape : std::vector<int64_t>{0});
   const Tensor rows = to_channels_last(input);
   visit_dtype("gate_mask", input.scalar_type(), [&]<class T>() {
-    decide<T>(rows, weight, bias, mutable_data<uint8_t>(mask),
+    decide<T>(rows, weight, bias, every_pixel(rows), mutable_data<uint8_t>(mask),
               wants_soft ? mutable_data<T>(soft) : nullptr);
   });
   const auto [active_idx, count, image_counts] =
@@ -67,6 +81,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gate_mask(const Tensor& input
 }
 
 }  // namespace
+
+void decide(const Tensor& rows, const Tensor& weight, const OptionalTensor& bias,
+            const ConvGeometry& g, uint8_t* mask) {
+  visit_dtype("gate_mask", rows.scalar_type(),
+              [&]<class T>() { decide<T>(rows, weight, bias, g, mask, static_cast<T*>(nullptr)); });
+}
+
 }  // namespace perfconv::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(perfconv, CPU, m) {

@@ -35,22 +35,24 @@ int64_t ActiveList::lower_bound(int64_t position) const {
   return std::lower_bound(positions.get(), positions.get() + count, position) - positions.get();
 }
 
-ActiveList compact(const Tensor& mask, int64_t batch) {
-  const Tensor bytes = in_order(mask);
-  const int64_t pixels = mask.size(2) * mask.size(3);
-  const uint8_t* from = data<uint8_t>(bytes);
+ActiveList compact(const uint8_t* mask, int64_t images, int64_t pixels, int64_t batch) {
   ActiveList list;
   // The branch-free loop may write one entry past the last active one: 8 spare entries.
   list.positions.reset(new int32_t[static_cast<size_t>(batch * pixels + 8)]);
-  if (mask.size(0) == batch) {
-    list.count = compact_bytes(from, batch * pixels, 0, list.positions.get());
+  if (images == batch) {
+    list.count = compact_bytes(mask, batch * pixels, 0, list.positions.get());
     return list;
   }
   for (int64_t n = 0; n < batch; ++n) {
-    list.count += compact_bytes(from, pixels, static_cast<int32_t>(n * pixels),
+    list.count += compact_bytes(mask, pixels, static_cast<int32_t>(n * pixels),
                                 list.positions.get() + list.count);
   }
   return list;
+}
+
+ActiveList compact(const Tensor& mask, int64_t batch) {
+  const Tensor bytes = in_order(mask);
+  return compact(data<uint8_t>(bytes), mask.size(0), mask.size(2) * mask.size(3), batch);
 }
 
 std::tuple<Tensor, Tensor, Tensor> list_tensors(const ActiveList& list, int64_t batch,
@@ -99,26 +101,20 @@ void mark(const uint8_t* from, int64_t count, int64_t stride, uint8_t* to) {
   }
 }
 
+}  // namespace
+
 // Rows first: where the taps of a row of outputs reach along it. Then that row into each row of
 // inputs that they reach. Whole rows at a time, whatever the density.
-Tensor expand_mask(const Tensor& mask, const std::vector<int64_t>& kernel_size,
-                   const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-                   const std::vector<int64_t>& dilation, const std::vector<int64_t>& input_size) {
-  const ConvGeometry g =
-      check_expand_mask(mask, kernel_size, stride, padding, dilation, input_size);
-  const Tensor expanded = torch::stable::new_zeros(mask, {g.batch, 1, g.in_height, g.in_width});
-  if (expanded.numel() == 0) return expanded;
-  const Tensor bytes = in_order(mask);
-  const auto* from = data<uint8_t>(bytes);
-  auto* to = mutable_data<uint8_t>(expanded);
+void expand(const uint8_t* mask, int64_t images, const ConvGeometry& g, uint8_t* to) {
+  if (g.in_width == 0) return;
   std::vector<uint8_t> row(static_cast<size_t>(g.in_width));
-  for (int64_t line = 0; line < g.batch * g.out_height; ++line) {
+  for (int64_t line = 0; line < images * g.out_height; ++line) {
     std::fill(row.begin(), row.end(), uint8_t{0});
     for (int64_t kw = 0; kw < g.kernel_width; ++kw) {
       const int64_t offset = kw * g.dilation_w - g.pad_left;
       const OutputRange x = outputs_inside(offset, g.stride_w, g.out_width, g.in_width);
       if (x.begin >= x.end) continue;
-      mark(from + line * g.out_width + x.begin, x.end - x.begin, g.stride_w,
+      mark(mask + line * g.out_width + x.begin, x.end - x.begin, g.stride_w,
            row.data() + x.begin * g.stride_w + offset);
     }
     const int64_t y = line % g.out_height * g.stride_h - g.pad_top;
@@ -129,6 +125,19 @@ Tensor expand_mask(const Tensor& mask, const std::vector<int64_t>& kernel_size,
       mark(row.data(), g.in_width, 1, image + in_y * g.in_width);
     }
   }
+}
+
+namespace {
+
+Tensor expand_mask(const Tensor& mask, const std::vector<int64_t>& kernel_size,
+                   const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                   const std::vector<int64_t>& dilation, const std::vector<int64_t>& input_size) {
+  const ConvGeometry g =
+      check_expand_mask(mask, kernel_size, stride, padding, dilation, input_size);
+  const Tensor expanded = torch::stable::new_zeros(mask, {g.batch, 1, g.in_height, g.in_width});
+  if (expanded.numel() == 0) return expanded;
+  const Tensor bytes = in_order(mask);
+  expand(data<uint8_t>(bytes), g.batch, g, mutable_data<uint8_t>(expanded));
   return expanded;
 }
 

@@ -8,6 +8,7 @@
 #include "cuda/gather_gemm.h"
 #include "cuda/images.h"
 #include "cuda/nearest.h"
+#include "cuda/operators.h"
 #include "cuda/planner.h"
 
 namespace perfconv::cuda {
@@ -100,6 +101,8 @@ ConvAlgorithm choose(const Problem& problem) {
   return choose_algorithm(problem.geometry, device, problem.wanted, problem.expected_density);
 }
 
+}  // namespace
+
 Tensor perforated_conv2d(const Tensor& input, const Tensor& weight, const Tensor& mask,
                          const OptionalTensor& bias, const OptionalTensor& base,
                          const OptionalTensor& residual, const OptionalTensor& active_idx,
@@ -175,7 +178,6 @@ void perforated_conv2d_into(const Tensor& base, const Tensor& input, const Tenso
   if (image->const_data_ptr() != base.const_data_ptr()) torch::stable::copy_(target, *image);
 }
 
-}  // namespace
 }  // namespace perfconv::cuda
 
 PERFCONV_CUDA_IMPL(m) {

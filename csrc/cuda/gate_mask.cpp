@@ -5,9 +5,9 @@
 #include "core/registration.h"
 #include "cuda/device_call.h"
 #include "cuda/images.h"
+#include "cuda/operators.h"
 
 namespace perfconv::cuda {
-namespace {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gate_mask(const Tensor& input,
                                                              const Tensor& weight,
@@ -48,7 +48,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gate_mask(const Tensor& input
   return {soft, mask, active_idx, count, image_counts};
 }
 
-}  // namespace
 }  // namespace perfconv::cuda
 
 PERFCONV_CUDA_IMPL(m) { m.impl("gate_mask", TORCH_BOX(&perfconv::cuda::gate_mask)); }

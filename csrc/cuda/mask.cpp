@@ -7,9 +7,9 @@
 #include "core/registration.h"
 #include "cuda/active.h"
 #include "cuda/device_call.h"
+#include "cuda/operators.h"
 
 namespace perfconv::cuda {
-namespace {
 
 std::tuple<Tensor, Tensor, Tensor> compact_mask(const Tensor& mask) {
   check_compact_mask(mask);
@@ -31,7 +31,6 @@ Tensor expand_mask(const Tensor& mask, const std::vector<int64_t>& kernel_size,
   return expanded;
 }
 
-}  // namespace
 }  // namespace perfconv::cuda
 
 PERFCONV_CUDA_IMPL(m) {

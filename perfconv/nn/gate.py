@@ -131,6 +131,14 @@ class BinaryGate(NoisyGate):
         """
         return None
 
+    def decision_weights(self, stride: tuple[int, int]) -> tuple[Tensor, Tensor | None] | None:
+        """Weight and bias of the 1x1 convolution that alone makes the decision of this call.
+
+        None where the decision comes about in another way, not at every ``stride``-th pixel, or
+        somebody wants to see it.
+        """
+        return None
+
     @property
     def is_learning(self) -> bool:
         """Whether it is trained, so that its layer must give it a gradient."""
@@ -294,6 +302,20 @@ class PixelGate(BinaryGate):
         wide = torch.promote_types(input.dtype, torch.float32)
         soft = input.new_empty((input.size(0), 1, *size), dtype=wide)
         return compact_mask(self._forced_mask(soft, size))
+
+    def decision_weights(self, stride: tuple[int, int]) -> tuple[Tensor, Tensor | None] | None:
+        conv = self.conv
+        if (
+            self.training
+            or self._recorders
+            or self._forced_density is not None
+            or conv.stride != stride
+            or type(self)._fused_decision is not PixelGate._fused_decision
+            or has_hooks(self)
+            or not self._has_fused_decision()
+        ):
+            return None
+        return conv.weight, conv.bias
 
     def _has_fused_decision(self) -> bool:
         """Whether nothing but the plain 1x1 convolution and the argmax makes the decision."""

@@ -191,6 +191,17 @@ def check_one_device(op: str, name: str, first: Tensor, **others: Tensor | None)
             )
 
 
+def check_own_memory(op: str, name: str, value: Tensor) -> None:
+    """Each element has a place of its own, so that it can be written."""
+    if 0 in value.stride() and any(
+        step == 0 and size > 1 for step, size in zip(value.stride(), value.shape, strict=True)
+    ):
+        raise ValueError(
+            f"{op}: {name} must have memory for each of its elements, got an expanded one with "
+            f"strides {tuple(value.stride())}. Give it a copy: {name}.contiguous()."
+        )
+
+
 def is_channels_last(image: Tensor) -> bool:
     """The library's layout rule (csrc/cpu/images.h): the output follows the input."""
     return not image.is_contiguous() and image.size(1) > 1 and image.stride(1) == 1

@@ -10,6 +10,7 @@ from perfconv.ops.arguments import (
     IntPair,
     check_bool_mask,
     check_one_device,
+    check_own_memory,
     check_same_dtype,
     check_tensor,
     four_sided_padding,
@@ -91,13 +92,7 @@ def perforated_conv2d_into(
             f"{OP}: weight must be (C_out, C_in / groups, K_h, K_w), got {tuple(weight.shape)}. "
             "Reshape it."
         )
-    if 0 in base.stride() and any(
-        step == 0 and size > 1 for step, size in zip(base.stride(), base.shape, strict=True)
-    ):
-        raise ValueError(
-            f"{OP}: base must have memory for each of its elements, got an expanded one with "
-            f"strides {tuple(base.stride())}. Give it a copy: base.contiguous()."
-        )
+    check_own_memory(OP, "base", base)
     if has_tangent((base, input, weight, bias)):
         raise NotImplementedError(
             f"{OP}: forward-mode differentiation is not built, got a tensor with a tangent. Use "

@@ -5,6 +5,7 @@ as they do in torch's formula for dense convolution.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,6 +51,75 @@ def conv_into_flops(
 ) -> int:
     """The same."""
     return 2 * active_pixels(mask, base.size(0)) * weight.numel()
+
+
+@register_flop_formula(torch.ops.perfconv.gated_block, get_raw=True)
+def gated_block_flops(
+    input: Tensor,
+    shortcut: Tensor | None,
+    mask: Tensor | None,
+    gate_weight: Tensor | None,
+    gate_bias: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    packed_weights: Sequence[Tensor],
+    *numbers: Sequence[int],
+    out_val: tuple[Tensor, Tensor] | Tensor,
+    **options: object,
+) -> int:
+    """Each stage at the pixels that the next one reads; two logits at a pixel that a gate sees."""
+    decided = out_val if isinstance(out_val, Tensor) else out_val[1]
+    masks = block_stage_masks(input, decided if mask is None else mask, weights, *numbers[:3])
+    stages = sum(
+        active_pixels(one, input.size(0)) * weight.numel()
+        for one, weight in zip(masks, weights, strict=True)
+    )
+    return 2 * (stages + (0 if gate_weight is None else decided.numel() * gate_weight.numel()))
+
+
+@register_flop_formula(torch.ops.perfconv.gated_block_into, get_raw=True)
+def gated_block_into_flops(
+    base: Tensor, input: Tensor | None, *arguments: Any, out_val: Tensor, **options: object
+) -> int:
+    """The same."""
+    image = base if input is None else input
+    return gated_block_flops(image, None, *arguments, out_val=out_val)
+
+
+def block_stage_masks(
+    input: Tensor,
+    mask: Tensor,
+    weights: Sequence[Tensor],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> list[Tensor]:
+    """The pixels that each stage of a gated block computes, numbers as its operator takes them."""
+    sizes = [list(input.shape[2:])]
+    for i, weight in enumerate(weights):
+        sizes.append(
+            [
+                (length + 2 * pad - spacing * (kernel - 1) - 1) // step + 1
+                for length, pad, spacing, kernel, step in zip(
+                    sizes[-1],
+                    padding[2 * i : 2 * i + 2],
+                    dilation[2 * i : 2 * i + 2],
+                    weight.shape[2:],
+                    stride[2 * i : 2 * i + 2],
+                    strict=True,
+                )
+            ]
+        )
+    masks = [mask]
+    for i in range(len(weights) - 1, 0, -1):
+        pair = slice(2 * i, 2 * i + 2)
+        sides = [side for side in padding[pair] for _ in range(2)]
+        masks.append(
+            torch.ops.perfconv.expand_mask(
+                masks[-1], list(weights[i].shape[2:]), stride[pair], sides, dilation[pair], sizes[i]
+            )
+        )
+    return masks[::-1]
 
 
 @register_flop_formula(torch.ops.perfconv.gate_mask, get_raw=True)

@@ -54,6 +54,23 @@ def into(**options) -> Make:
     return make
 
 
+def block(is_into: bool, has_gate: bool, has_shortcut: bool) -> Make:
+    def make(requires_grad: bool, layout: str) -> tuple[tuple, dict]:  # it has no gradient
+        image = operand("base", False, layout)  # 12 channels, as input and output
+        shortcut = operand("residual", False, layout) if has_shortcut else None
+        images = (image, shortcut) if not is_into else (shortcut, image)
+        images = (image, None) if not has_shortcut else images
+        weights = [torch.randn(4, 12, 1, 1), torch.randn(4, 4, 3, 3), torch.randn(12, 4, 1, 1)]
+        biases = [torch.randn(weight.size(0)) for weight in weights]
+        decision = (None, torch.randn(2, 12, 1, 1), torch.zeros(2))
+        decision = decision if has_gate else (problem()["mask"], None, None)
+        packs = [OPS.pack_weight(weight, 1) for weight in weights] if has_gate else []
+        numbers = ([1] * 6, [0, 0, 1, 1, 0, 0], [1] * 6, [1] * 3)
+        return (*images, *decision, weights, biases, packs, *numbers, "relu", "relu"), {}
+
+    return make
+
+
 def dgrad(requires_grad: bool, layout: str) -> tuple[tuple, dict]:
     grad, weight = operand("grad_output", requires_grad, layout), operand("weight", requires_grad)
     listed = problem()["mask"], problem()["active_idx"], problem()["count"]
@@ -145,6 +162,11 @@ CASES: dict[str, tuple[str, Make]] = {
         "perforated_conv2d_into",
         into(activation="silu", activate_base=True, algorithm="dense"),
     ),
+    "block": ("gated_block", block(False, False, False)),
+    "block_gate": ("gated_block", block(False, True, False)),
+    "block_shortcut": ("gated_block", block(False, True, True)),
+    "block_into": ("gated_block_into", block(True, True, False)),
+    "block_into_shortcut": ("gated_block_into", block(True, False, True)),
     "dgrad": ("perforated_conv2d_dgrad", dgrad),
     "wgrad": ("perforated_conv2d_wgrad", wgrad),
     "gate_mask": ("gate_mask", gate(False)),
