@@ -4,10 +4,10 @@
     python tools/experiments.py --list                    # what is, and what is not
     python tools/experiments_report.py                    # tables and plots from the rows
 
-A run takes about a minute on one core. Rows are appended to docs/experiments/rows.jsonl; runs that
-were stopped go on from their checkpoints in build/experiments. Seeds are paired: with one seed, all
-recipes see the same samples in the same order, and those of groups (c) to (e) start from the same
-trained base network.
+A run takes about half a minute on one core. Rows are appended to docs/experiments/rows.jsonl;
+runs that were stopped go on from their checkpoints in build/experiments. Seeds are paired: with one
+seed, all recipes see the same samples in the same order, and those of groups (c) to (e) start from
+the same trained base network.
 """
 
 import argparse
@@ -37,7 +37,8 @@ VARIANTS = ("truncated", "skipping", "pag")
 GROUPS = {
     "a": ["average", "attention", "true-depth", "predicted-depth", "true-depth-tied"],
     "b": ["predicted-depth", *(f"loops-{n}-{kind}" for n in (1, 2) for kind in ("plain", "depth"))],
-    "c": [f"pool-{place}" for place in ("none", "res3", "res4", "res5", "res6")],
+    # The pool at nothing, res3, res4, res5, res6.
+    "c": "segmentation-baseline pool-res3 pool-res4 segmentation-attention pool-res6".split(),
     "d": [f"{task}-{kind}" for task in TASKS for kind in ("baseline", "attention", "pag")],
     "e": [
         "segmentation-pag",

@@ -37,7 +37,8 @@ QUESTIONS = {
     "c": (
         "Where does a pool over dilations belong?",
         "The authors, on NYUv2: none 42.05, res6 45.99, res5 46.52 (IoU); res3 and res4 without "
-        "numbers. Reference here: no pool, trained as long.",
+        "numbers. Reference here: no pool, trained as long; the pool at res5 is "
+        "segmentation-attention.",
     ),
     "d": (
         "Pool by attention and by hard choice, task by task",
@@ -133,7 +134,7 @@ def reference(group: str, name: str) -> str:
     if group in "ab":
         return "average" if group == "a" else "predicted-depth"
     if group == "c":
-        return "pool-none"
+        return "segmentation-baseline"
     task = next(task for task in TASKS if name.startswith(task))
     if group == "d":
         return f"{task}-baseline"
@@ -221,9 +222,10 @@ def report(rows: Rows, folder: Path) -> str:
         "Written by `tools/experiments_report.py` from `rows.jsonl`, which `tools/experiments.py` "
         "appends to; do not edit.",
         "",
-        "Made-up scenes (`PerspectiveScenes`, 96 x 128 pixels, 400 for training, 100 for testing), "
-        "networks of about 0.4 million parameters, 300 steps of 8 images a stage "
-        "(`perfconv/train/scene_recipes.py`, fixed before the first comparison). One row is one "
+        "Made-up scenes (`PerspectiveScenes`, 64 x 96 pixels, 400 for training, 100 for testing), "
+        "networks of about 0.4 million parameters, 400 steps of 8 images, or 300 of a base network "
+        "and 200 of what is made of it (`perfconv/train/scene_recipes.py`, fixed before the first "
+        "comparison). One row is one "
         "recipe; runs with the same seed are pairs. A difference whose 95 % interval contains 0 is "
         "**undecided**. What is found here says something of these small networks and scenes; the "
         "authors' figures are of large ones and photos.",

@@ -47,7 +47,13 @@ class Scenes(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         if index not in self.kept:
-            self.kept[index] = self.scenes[index]
+            # Its many small tensors wait for a second thread longer than it helps.
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)
+            try:
+                self.kept[index] = self.scenes[index]
+            finally:
+                torch.set_num_threads(threads)
         return self.kept[index]
 
 
@@ -205,17 +211,12 @@ def training_batches(
         num_workers=workers,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_one_thread,
     )
     return iter(loader)
 
 
 def _tuples(options: dict) -> dict:
     return {key: tuple(v) if isinstance(v, list) else v for key, v in options.items()}
-
-
-def _one_thread(worker: int) -> None:
-    torch.set_num_threads(1)
 
 
 def share(count: int, rank: int, ranks: int) -> Sequence[int]:

@@ -113,7 +113,7 @@ def test_epochs_and_steps() -> None:
     recipe = RECIPES["nyuv2-segmentation-baseline"]
     assert recipe.stage_steps(0, 795) == 150 * 795
     assert with_overrides(recipe, ["stages.0.batch_size=4"]).stage_steps(0, 795) == 29813
-    assert RECIPES["scenes-average"].stage_steps(0, 400) == 300
+    assert RECIPES["scenes-average"].stage_steps(0, 400) == 400
 
 
 def test_temperatures() -> None:
