@@ -38,7 +38,7 @@ GROUPS = {
     "a": ["average", "attention", "true-depth", "predicted-depth", "true-depth-tied"],
     "b": ["predicted-depth", *(f"loops-{n}-{kind}" for n in (1, 2) for kind in ("plain", "depth"))],
     # The pool at nothing, res3, res4, res5, res6.
-    "c": "segmentation-baseline pool-res3 pool-res4 segmentation-attention pool-res6".split(),
+    "c": ["segmentation-baseline", "pool-res3", "pool-res4", "segmentation-attention", "pool-res6"],
     "d": [f"{task}-{kind}" for task in TASKS for kind in ("baseline", "attention", "pag")],
     "e": [
         "segmentation-pag",
