@@ -12,6 +12,7 @@ from perfconv.schedules import authors_temperature, exponential_temperature, lin
 
 OPTIMIZERS = ("sgd", "adamw")
 TEMPERATURES = ("constant", "linear", "exponential", "authors")
+TASKS = ("segmentation", "log_depth", "normals", "boundary")
 LOSS_FORMS = ("valid", "authors")
 Part = TypeVar("Part")
 DATASETS = ("scenes", "nyuv2", "cityscapes", "stanford2d3d", "sunrgbd", "bsds500")
@@ -230,7 +231,7 @@ def _made(where: str, kind: type[Part], content: Mapping[str, object]) -> Part:
 
 def _check(recipe: Recipe) -> None:
     rules = {
-        "tasks": bool(recipe.tasks),
+        "tasks": bool(recipe.tasks) and set(recipe.tasks) <= set(TASKS),
         "stages": bool(recipe.stages),
         "data.name": recipe.data.name in DATASETS,
         "checkpoint_every": recipe.checkpoint_every >= 1,

@@ -257,3 +257,136 @@ def test_open_gates_stay_open_and_out_of_the_loss(tmp_path: Path) -> None:
     loaded = load_model(tmp_path / "model.pt").model
     assert loaded.trunk.layer2[0].gate.conv.bias.tolist() == [0.0, 2.0]
     assert loaded.trunk.layer1[0].gate.conv.bias.tolist() != [0.0, 2.0]
+
+
+WITH_RES6 = {"block": "basic", "depths": [1, 1, 1, 1], "width": 4, "output_stride": 8}
+WITH_RES6["res6_channels"] = 8
+BINS = [2.0, 3.0, 5.0, 9.0]
+KINDS = {
+    "true depth": {"weighting": "true_depth", "assignment": "hard"},
+    "predicted depth": {"weighting": "predicted_depth"},
+    "loops": {"loops": 2},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_depth_aware_networks_train(kind: str, tmp_path: Path) -> None:
+    arguments = {"bins": BINS, "dropout": 0.0, **KINDS[kind]}
+    model = train_runs.network("small_depth_aware", WITH_RES6, **arguments)
+    weights = [[1.0, 0.2, 0.1]] * 3
+    recipe = train_runs.recipe(
+        {"name": "aware", "model": model, "stage_weights": weights, "steps": 12, "batch_size": 2,
+         "optimizer": "adamw"},
+        data={**train_runs.SCENES, "limit": 2, "augmentation": STILL},
+    )  # fmt: skip
+    finished = train_runs.run(recipe, tmp_path)
+    losses = [line["loss"] for line in train_runs.log(tmp_path) if "loss" in line]
+    assert losses[-1] < 0.9 * losses[0]
+    assert finished.results["segmentation"]["pixel_accuracy"] > 0
+
+
+STILL = {
+    **dict.fromkeys(("flip_share", "colour_share", "rotate_share", "scale_share"), 0.0),
+    "gamma_spread": 0.0,
+}
+
+
+def test_a_trained_part_leaves_the_rest(tmp_path: Path) -> None:
+    model = train_runs.network("small_depth_aware", WITH_RES6, bins=BINS)
+    base = {"name": "base", "model": model, "steps": 1}
+    branch = {
+        **base,
+        "name": "branch",
+        "trained": ["pool.depth_branch.*"],
+        "frozen_statistics": True,
+        "stage_weights": [[0.0, 1.0, 1.0]],
+        "steps": 3,
+    }
+    train_runs.run(train_runs.recipe(base), tmp_path / "one")
+    train_runs.run(train_runs.recipe(base, branch), tmp_path / "two")
+    before, after = (train_runs.weights(tmp_path / name) for name in ("one", "two"))
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    learned = {name for name in changed if "num_batches" not in name}
+    assert learned
+    assert all(name.startswith("pool.depth_branch.") for name in learned)
+
+
+def test_bfloat16_autocast(tmp_path: Path) -> None:
+    train_runs.run(train_runs.unmixed(steps=2), tmp_path / "wide")
+    recipe = with_overrides(train_runs.unmixed(steps=2), ["bf16=true"])
+    train_runs.run(recipe, tmp_path / "narrow")
+    wide, narrow = (train_runs.weights(tmp_path / name) for name in ("wide", "narrow"))
+    for name, value in wide.items():
+        assert narrow[name].dtype == value.dtype
+    name = "trunk.conv1.weight"
+    assert not torch.equal(wide[name], narrow[name])
+    torch.testing.assert_close(wide[name], narrow[name], rtol=0.2, atol=0.02)
+
+
+def test_rates_follow_their_patterns() -> None:
+    from perfconv.train.networks import build_network
+    from perfconv.train.optimizer import choose_trained, make_optimizer, set_rates
+
+    stage = train_runs.recipe(
+        {
+            "name": "rates",
+            "model": train_runs.network("pag_resnet50"),
+            "rate_factors": {"heads.*": 10, "*.branches.*": 5, "*.conv2.gate.*": 3},
+            "gate_rate_factor": 2.0,
+            "weight_decay": 0.1,
+        }
+    ).stages[0]
+    network = build_network(stage.model.name, stage.model.arguments)
+    choose_trained(network, stage)
+    optimizer = make_optimizer(network, stage)
+    assert set_rates(optimizer, stage, 1, 4) == pytest.approx(0.75**0.9)
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    seen = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            seen[names[id(parameter)]] = (group["lr"] / 0.75**0.9, group["weight_decay"])
+    assert seen.keys() == dict(network.named_parameters()).keys()
+    expected = {
+        "trunk.conv1.weight": (0.01, 0.1),
+        "heads.segmentation.classifier.weight": (0.1, 0.1),
+        "trunk.layer4.1.conv2.branches.dilation1.conv.weight": (0.05, 0.1),
+        "trunk.layer4.1.conv2.gate.classifier.bias": (0.03, 0.1),
+        "trunk.layer1.0.gate.conv.weight": (0.02, 0.0),
+    }
+    for name, (rate, decay) in expected.items():
+        assert seen[name] == (pytest.approx(rate), decay), name
+
+
+def test_patterns_must_match(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="trained must match parameters of the network"):
+        train_runs.run(train_runs.unmixed(trained=["head.*"]), tmp_path)
+    with pytest.raises(ValueError, match="must divide into 1 processes times 3 micro-batches"):
+        train_runs.run(train_runs.unmixed(accumulate=3), tmp_path)
+    with pytest.raises(ValueError, match="tasks is empty, not one of the choices"):
+        with_overrides(train_runs.unmixed(), ['tasks=["edges"]'])
+
+
+def test_tensorboard_gets_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import types
+
+    from perfconv.train import log
+
+    seen: list[tuple[str, float, int]] = []
+
+    class Writer:
+        def __init__(self, folder: str, purge_step: int) -> None:
+            assert (folder, purge_step) == (str(tmp_path), 3)
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            seen.append((name, value, step))
+
+        def close(self) -> None: ...
+
+    module = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = Writer
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    monkeypatch.setattr(log.importlib.util, "find_spec", lambda name: name == "tensorboard")
+    lines = log.Log(tmp_path, start=3, steps=9, shows_bar=True)
+    lines.add({"stage": "a", "step": 3, "total_step": 3, "loss": 0.5, "density": {"layer1.0": 0.7}})
+    lines.close()
+    assert seen == [("loss", 0.5, 3), ("density/layer1.0", 0.7, 3)]
