@@ -11,6 +11,7 @@ the same trained base network.
 """
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -54,9 +55,29 @@ def seeded(name: str, seed: int) -> Recipe:
 
 
 def digest(recipe: Recipe) -> str:
-    """Changes with anything that decides the run."""
-    text = json.dumps(recipe.to_dict(), sort_keys=True)
+    """Changes with anything that decides the run, and not with a new option left at its default."""
+    silent = {"summary": "", "expected": "", "log_every": 1, "checkpoint_every": 1, "pictures": 0}
+    text = json.dumps(_settings(replace(recipe, **silent)), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _settings(value: object) -> object:
+    """Dataclasses as dictionaries of what differs from its default."""
+    if dataclasses.is_dataclass(value):
+        return {
+            field.name: _settings(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+            if getattr(value, field.name) != _default(field)
+        }
+    if isinstance(value, list | tuple):
+        return [_settings(one) for one in value]
+    return value
+
+
+def _default(field: dataclasses.Field) -> object:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
 
 
 def read_rows(path: Path = ROWS) -> list[dict]:

@@ -30,6 +30,7 @@ class Data:
     crop_size: tuple[int, int] | None = None  # (height, width) of training samples
     augmentation: dict = field(default_factory=dict)  # of perfconv.data.Augmentation
     limit: int | None = None  # this many samples of each split, the first ones
+    skip_damaged: bool = False  # read every file first, and leave out those that are wrong
 
 
 @dataclass(frozen=True)

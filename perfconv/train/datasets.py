@@ -6,6 +6,7 @@ So a run that was stopped goes on with the very samples, crops and flips that wo
 import functools
 import hashlib
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from perfconv.data import Augmentation, Batch, PerspectiveScenes, Sample, collate
+from perfconv.data.dataset import LabelledImages, Readable
 from perfconv.train.config import Data
 
 TRAIN_SEED, TEST_SEED = 1, 2  # of made-up scenes; the same for every run
@@ -85,7 +87,8 @@ def open_split(data: Data, root: str | Path | None, *, is_training: bool) -> Sam
         )
     split = data.train_split if is_training else data.test_split
     dataset = _readers()[data.name](root, split, **data.options)
-    return dataset if data.limit is None else _First(dataset, data.limit)
+    samples: Samples = _Kept(dataset) if data.skip_damaged else dataset
+    return samples if data.limit is None else _First(samples, data.limit)
 
 
 @functools.lru_cache(maxsize=4)
@@ -109,6 +112,24 @@ def _readers() -> dict:
         "sunrgbd": SUNRGBD,
         "bsds500": BSDS500,
     }
+
+
+class _Kept(Dataset[Sample]):
+    """The samples of a data set that can be read; says on stderr which cannot."""
+
+    def __init__(self, dataset: LabelledImages) -> None:
+        self.readable = Readable(dataset)
+        self.classes, self.colours = dataset.classes, dataset.colours
+        for error in self.readable.skipped:
+            print(f"left out: {error}", file=sys.stderr)
+        if not len(self.readable):
+            raise self.readable.skipped[0]
+
+    def __len__(self) -> int:
+        return len(self.readable)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.readable[index]
 
 
 class _First(Dataset[Sample]):

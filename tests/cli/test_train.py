@@ -126,6 +126,33 @@ def test_cityscapes_has_instance_scores(tmp_path: Path) -> None:
     assert "mean_iiou" in results["instances"]
 
 
+def test_damaged_files_are_named_or_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small_datasets.write_sunrgbd(tmp_path / "data")
+    images = sorted((tmp_path / "data/image/train").iterdir())
+    damaged = images[0]
+    damaged.write_bytes(damaged.read_bytes()[:40])
+    second = damaged.with_name("img-000009.jpg")
+    small_datasets.save(second, small_datasets.colours(2))
+    for folder in ("label37", "depth"):
+        source = tmp_path / f"data/{folder}/train/{damaged.stem}.png"
+        (source.parent / "img-000009.png").write_bytes(source.read_bytes())
+    recipe = train_runs.unmixed(steps=1).to_dict()
+    recipe["data"] = {"name": "sunrgbd", "test_split": "train", "augmentation": {"scale_share": 0}}
+    recipe["data"]["augmentation"]["rotate_share"] = 0
+    recipe["stages"][0]["model"]["arguments"]["classes"] = 37
+    config = tmp_path / "recipe.json"
+    config.write_text(json.dumps(recipe))
+    command = ["train", "--config", str(config), "--data", str(tmp_path / "data")]
+    command += ["--output", str(tmp_path / "run")]
+    assert main(command) == 1
+    assert f"{damaged} is damaged" in capsys.readouterr().err
+    assert main([*command, "--set", "data.skip_damaged=true", "--set", "seed=2"]) == 0
+    assert f"left out: {damaged} is damaged" in capsys.readouterr().err
+    assert json.loads((tmp_path / "run/results.json").read_text())["images"] == len(images)
+
+
 # Data set: recipe, split of the samples, and what there must be afterwards.
 REAL = {
     "nyuv2": ("nyuv2-pag-0.7", ("segmentation", "mean_iou")),
