@@ -13,6 +13,7 @@ pytest.importorskip("scipy", reason="SciPy is not installed")
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
 import experiments
+import experiments_latency
 import experiments_report
 
 from perfconv.train.recipes import RECIPES
@@ -61,12 +62,17 @@ def test_rows_are_kept_and_finished_ones_skipped(
     listed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in listed] == ["done"] * 4 + ["open"] * 2
 
+    models = ["--models", str(folder / "models"), "--rounds", "5"]
+    assert experiments_latency.main([*models, "--output", str(tmp_path / "latency.json")]) == 0
     assert experiments_report.main(["--rows", str(rows)]) == 0
     report = (tmp_path / "report.md").read_text()
     assert "4 finished runs" in report
     assert "| segmentation-pag | 2 |" in report
     assert "Not run yet." in report
     assert (tmp_path / "group-d.svg").exists()
+    assert {
+        table["task"] for table in json.loads((tmp_path / "latency.json").read_text())["tables"]
+    } == {"segmentation"}
 
 
 def test_a_shared_base_changes_nothing(two_recipes: None, tmp_path: Path) -> None:
@@ -110,7 +116,8 @@ def test_the_committed_report_is_that_of_its_rows(tmp_path: Path) -> None:
     if not experiments.ROWS.exists():
         pytest.skip("no rows in this tree")
     rows = experiments_report.Rows(experiments.read_rows())
-    text = experiments_report.report(rows, tmp_path)
+    latency = experiments.ROWS.with_name(experiments_report.LATENCY)
+    text = experiments_report.report(rows, tmp_path, latency)
     assert (experiments.ROWS.parent / "report.md").read_text() == text
     for row in experiments.read_rows():
         json.dumps(row, allow_nan=False)

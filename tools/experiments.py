@@ -2,6 +2,7 @@
 
     python tools/experiments.py --groups a d --seeds 3    # what is finished is skipped
     python tools/experiments.py --list                    # what is, and what is not
+    python tools/experiments_latency.py                   # how long the networks of (e) take
     python tools/experiments_report.py                    # tables and plots from the rows
 
 A run takes about half a minute on one core. Rows are appended to docs/experiments/rows.jsonl;
@@ -27,7 +28,7 @@ import perfconv
 from perfconv.train.checkpoint import read_checkpoint, write_checkpoint
 from perfconv.train.config import Recipe
 from perfconv.train.distributed import process_of
-from perfconv.train.loop import LAST, train
+from perfconv.train.loop import FINAL, LAST, train
 from perfconv.train.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -169,7 +170,11 @@ def main(argv: list[str] | None = None) -> int:
         with open(args.rows, "a") as file:
             file.write(json.dumps(row) + "\n")
         print(f"{name} seed {seed}: {row['seconds']} s", flush=True)
-        shutil.rmtree(args.folder / f"{name}-seed{seed}-{row['digest']}")
+        output = args.folder / f"{name}-seed{seed}-{row['digest']}"
+        kept = args.folder / "models" / f"{name}-seed{seed}.pt"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        (output / FINAL).replace(kept)
+        shutil.rmtree(output)
     return 0
 
 

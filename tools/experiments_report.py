@@ -6,6 +6,7 @@ Reads only. Differences are paired by seed; their 95 % interval is Student's t o
 """
 
 import argparse
+import json
 import math
 import statistics
 import sys
@@ -16,6 +17,7 @@ from experiments import GROUPS, ROWS, TASKS, finished, read_rows
 from matplotlib.figure import Figure
 from scipy import stats
 
+LATENCY = "latency.json"
 # Task: its score in the results, the factor that makes "higher is better" points of it, its name.
 SCORES = {
     "segmentation": (("mean_iou",), 100, "mean IoU, %"),
@@ -214,7 +216,30 @@ def plot_costs(task: str, rows: Rows, path: Path) -> bool:
     return drawn
 
 
-def report(rows: Rows, folder: Path) -> str:
+def latency_tables(path: Path) -> list[str]:
+    """What tools/experiments_latency.py measured; empty if nobody did."""
+    if not path.exists():
+        return []
+    content = json.loads(path.read_text())
+    lines = []
+    for measured in content["tables"]:
+        height, width = measured["size"]
+        lines += [
+            "",
+            f"Latency, {measured['task']}, one image of {height} x {width}, seed 1, BatchNorm "
+            f"folded, {content['threads']} thread, {content['isa']}, torch {content['torch']}, "
+            f"{measured['rounds']} rounds in turn (speed-up: median and quartiles of the pairs):",
+            "",
+            "| recipe | ms | speed-up over the baseline |",
+            "|---|---|---|",
+        ]
+        for name, row in measured["recipes"].items():
+            spread = f"({row['speed_up_low']:.2f} to {row['speed_up_high']:.2f})"
+            lines.append(f"| {name} | {row['ms']:.2f} | {row['speed_up']:.2f} {spread} |")
+    return lines
+
+
+def report(rows: Rows, folder: Path, latency: Path | None = None) -> str:
     made = sorted({(row["torch"], row["isa"], row["threads"]) for row in rows.rows.values()})
     lines = [
         "# The authors' experiments in small",
@@ -249,6 +274,7 @@ def report(rows: Rows, folder: Path) -> str:
                 path = folder / f"costs-{task}.svg"
                 if plot_costs(task, rows, path):
                     lines += ["", f"![score over MACs, {task}]({path.name})"]
+            lines += [] if latency is None else latency_tables(latency)
     return "\n".join(lines) + "\n"
 
 
@@ -264,7 +290,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     folder = args.output or args.rows.parent
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.md").write_text(report(Rows(read_rows(args.rows)), folder))
+    latency = args.rows.with_name(LATENCY)
+    (folder / "report.md").write_text(report(Rows(read_rows(args.rows)), folder, latency))
     return 0
 
 
