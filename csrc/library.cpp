@@ -21,6 +21,8 @@ PERFCONV_LIBRARY(m) {
   m.def(
       "scatter_pixels(Tensor rows, Tensor mask, Tensor active_idx, Tensor count, Tensor? base) "
       "-> Tensor");
+  // No tensors: the break-even densities that the CPU's choice goes by (cpu/break_even.h).
+  m.def("set_break_even(float[] densities, str source) -> ()");
   m.def("pack_weight(Tensor weight, int groups) -> Tensor");
   m.def(
       "perforated_conv2d(Tensor input, Tensor weight, Tensor mask, Tensor? bias=None, "

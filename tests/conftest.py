@@ -12,6 +12,8 @@ from typing import Any
 # padding (0, 2), dilation 3). Read when torch runs its first one.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
+os.environ["PERFCONV_TUNED"] = "0"  # a table in the user's cache is none of the tests' business
+
 import helpers
 import hypothesis
 import pytest

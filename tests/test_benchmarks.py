@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from perfconv._bench import block, network, peers, suite, timing
+import perfconv
+from perfconv._bench import block, network, peers, suite, timing, tune
 from perfconv._bench.command import main
 from perfconv._bench.conv_case import ConvCase
 from perfconv._bench.problems import Problem, conv_problems, make_mask, quick_block_problems
 from perfconv._bench.results_file import read
 from perfconv._bench.tasks import Options
+from perfconv.ops import tuning
 
+TUNED = perfconv.build_info()["cpu_isa"] != "portable"
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -276,3 +279,53 @@ def test_the_gates_of_a_benchmark_cost_and_open_what_they_are_told_to():
         active = case.gate()
     assert torch.equal(active.mask, case.mask)
     assert counter.get_total_flops() == 2 * 2 * case.inputs["nchw"].numel()
+
+
+# ---- tuning --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.04, 0.3, 0.72, 1.0])
+def test_break_even_is_the_highest_density_that_was_faster(limit):
+    asked = []
+
+    def is_faster(density: float) -> bool:
+        asked.append(density)
+        return density <= limit
+
+    found = tune.break_even(is_faster)
+    assert found <= limit
+    assert found == 0 if limit < tune.LOWEST else limit - found < 0.04
+    assert len(asked) <= 2 + tune.STEPS
+
+
+def test_there_is_a_layer_for_every_class():
+    assert list(tune.LAYERS) == tuning.shape_classes()
+
+
+@pytest.mark.skipif(not TUNED, reason="no tuned kernel on this instruction set")
+def test_tuning_is_kept_for_the_next_process(tmp_path, monkeypatch, capsys):
+    torch.use_deterministic_algorithms(False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(tune, "measure", lambda problem, kind, pairs: 0.25)
+    try:
+        assert main(["--tune", "--quick", "--threads", "1"]) == 0
+        path = tuning.cache_path()
+        assert str(path) in capsys.readouterr().out
+        tuning.use_shipped_table()
+        tuning.read_cache(path)
+        image, weight = torch.zeros(1, 64, 8, 8), torch.zeros(64, 64, 3, 3)
+        mask = torch.ones(1, 1, 8, 8, dtype=torch.bool)
+        mask[..., :4, :] = False
+        name, _, reason = perfconv.explain(image, weight, mask, padding=1)[0]
+        assert name == "dense"
+        assert "break-even density 0.25" in reason
+        assert "measured on this machine, 1 threads" in reason
+    finally:
+        tuning.use_shipped_table()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not TUNED, reason="no tuned kernel on this instruction set")
+@pytest.mark.parametrize("kind", ["forward", "backward"])
+def test_a_layer_is_measured(kind):
+    assert 0 <= tune.measure(Problem(64, 64, 15, 20), kind, 5) <= 1

@@ -1,65 +1,13 @@
-// The break-even table and the choice it makes.
+// The choice that the break-even density makes.
 #include "cpu/planner.h"
 
-#include <algorithm>
 #include <sstream>
 
+#include "cpu/break_even.h"
 #include "cpu/kernels/isa.h"
 
 namespace perfconv::cpu {
 namespace {
-
-bool is_tuned(StorageType storage) {
-  // float16 is multiplied as float, here and on the dense path: the densities are those of float32.
-  const bool is_float = storage == StorageType::kFloat || storage == StorageType::kHalf;
-  if (is_float) return isa() != Isa::kPortable;
-  return storage == StorageType::kBFloat16 && isa() >= Isa::kAvx512 && !has_amx_bf16();
-}
-
-// bfloat16 multiplied as float, at twice the rate of oneDNN's dot products where the processor has
-// slow ones, and far above its emulation where it has none (KERNELS.md K-027).
-bool beats_dense_bfloat16(StorageType storage) {
-  return storage == StorageType::kBFloat16 && isa() == Isa::kAvx512;
-}
-
-// Break-even densities against oneDNN, by shape class: the highest density measured at which the
-// kernels here were at least as fast (benchmarks/results, lists "standard" and "special").
-struct ShapeClass {
-  const char* name;
-  double forward;
-  double backward;
-};
-
-constexpr ShapeClass kDepthwise{"depthwise", 0.2, 0.2};
-constexpr ShapeClass kFewInputs{"fewer than 16 input channels a group", 0.15, 0.1};
-constexpr ShapeClass kFewOutputs{"fewer than 16 output channels a group", 0.6, 0.25};
-constexpr ShapeClass kNarrow{"16 to 63 channels", 0.5, 0.4};
-constexpr ShapeClass kPointwise{"1x1, 64 to 1024 channels, float32", 1.0, 0.95};  // K-023
-constexpr ShapeClass kWide{"64 or more channels", 0.95, 0.95};
-
-const ShapeClass& shape_class(const ConvGeometry& g) {
-  if (g.is_depthwise()) return kDepthwise;
-  if (g.group_in_channels() < 16) return kFewInputs;
-  if (g.group_out_channels() < 16) return kFewOutputs;
-  if (g.group_in_channels() < 64 || g.group_out_channels() < 64) return kNarrow;
-  return kWide;
-}
-
-const ShapeClass& forward_class(const ConvGeometry& g, StorageType storage) {
-  const int64_t fewest = std::min(g.group_in_channels(), g.group_out_channels());
-  const int64_t most = std::max(g.group_in_channels(), g.group_out_channels());
-  const bool is_measured = storage == StorageType::kFloat && isa() >= Isa::kAvx512;
-  return is_measured && g.taps() == 1 && fewest >= 64 && most <= 1024 ? kPointwise : shape_class(g);
-}
-
-// Where the gradients here win at any density (KERNELS.md K-018, K-030): float32 from 128 channels
-// on, bfloat16 with many, on maps large enough to pay for the packs.
-bool always_wins_backward(const ConvGeometry& g, StorageType storage) {
-  constexpr int64_t kLargeMap = 2048;
-  const int64_t fewest = std::min(g.group_in_channels(), g.group_out_channels());
-  return g.out_pixels() >= kLargeMap && fewest >= (storage == StorageType::kFloat ? 128 : 512) &&
-         &shape_class(g) == &kWide;
-}
 
 std::string percent(double density) {
   std::ostringstream text;
@@ -89,13 +37,6 @@ const char* algorithm_name(ConvAlgorithm algorithm) {
       return "dense";
   }
   return "";
-}
-
-double break_even_density(const ConvGeometry& g, StorageType storage, Pass pass) {
-  if (!is_tuned(storage)) return 0.0;
-  if (&shape_class(g) == &kWide && beats_dense_bfloat16(storage)) return 1.0;
-  if (pass == Pass::kForward) return forward_class(g, storage).forward;
-  return always_wins_backward(g, storage) ? 1.0 : shape_class(g).backward;
 }
 
 ConvAlgorithm choose_algorithm(const ConvGeometry& g, StorageType storage, int64_t active,
@@ -128,8 +69,7 @@ std::vector<AlgorithmVerdict> explain_choice(const ConvGeometry& g, StorageType 
                ": dense unless the mask is empty";
     } else {
       reason = "density " + percent(density) + (density > limit ? " is above" : " is at or below") +
-               " the break-even density " + percent(limit) + " of this shape class (" +
-               forward_class(g, storage).name + ") on " + isa_name();
+               " the break-even density " + percent(limit) + " of " + break_even_reason(g, storage);
     }
     AlgorithmVerdict verdict{
         .algorithm = algorithm, .is_chosen = is_chosen, .reason = std::move(reason)};

@@ -23,9 +23,6 @@ ConvAlgorithm choose_algorithm(const ConvGeometry& g, StorageType storage, int64
 std::vector<AlgorithmVerdict> explain_choice(const ConvGeometry& g, StorageType storage,
                                              int64_t active, ConvAlgorithm wanted);
 
-// Density above which the dense convolution is faster; 0 without a tuned kernel.
-double break_even_density(const ConvGeometry& g, StorageType storage, Pass pass);
-
 const char* algorithm_name(ConvAlgorithm algorithm);
 
 }  // namespace perfconv::cpu

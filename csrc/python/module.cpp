@@ -6,6 +6,7 @@
 #include <optional>
 #include <stdexcept>
 
+#include "cpu/break_even.h"
 #include "cpu/kernels/isa.h"
 #include "cpu/planner.h"
 #include "cuda/planner.h"
@@ -106,6 +107,10 @@ PYBIND11_MODULE(_C, module, py::mod_gil_not_used()) {
   module.doc() = "Build information and host-side planners of perfconv.";
   module.def("cpu_isa", &perfconv::cpu::isa_name,
              "Name of the instruction set whose CPU kernels this process uses.");
+  module.def("measured_classes", &perfconv::cpu::measured_classes,
+             "Names of the shape classes of a measured break-even table, in its order.");
+  module.def("set_break_even", &perfconv::cpu::set_break_even,
+             "Gives explain_cpu the table that torch.ops.perfconv.set_break_even gives operators.");
   module.def("explain_cpu", &explain_cpu,
              "(algorithm, is_chosen, reason) for each CPU algorithm, the chosen one first.");
   module.def("explain_cuda", &explain_cuda,

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 import perfconv
-from perfconv._bench import page, suite
+from perfconv._bench import page, suite, tune
 from perfconv._bench.problems import LISTS
 from perfconv._bench.results_file import ResultsFile
 from perfconv._bench.tasks import Options, run_tasks
@@ -61,6 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--report", type=Path, nargs="+", help="page of the results file: FILE.html, FILE.md"
     )
+    parser.add_argument(
+        "--tune",
+        action="store_true",
+        help="measure break-even densities for the planner of this machine, and nothing else",
+    )
     parser.add_argument("--before", type=Path, help="an earlier results file, for the report")
     for name, kind in SWEEPS.items():
         parser.add_argument(
@@ -103,6 +108,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"perfconv bench: no GPU to measure on: {reason} (--dry-run)", file=sys.stderr)
         return 1
     options = options_of(arguments)
+    if arguments.tune:
+        return run_tuning(arguments, options)
     chosen = suite.plan(tuple(arguments.names), options)
     tasks = [task for task in chosen if arguments.filter in task.problem]
     if arguments.report and arguments.output is None:
@@ -125,6 +132,21 @@ def run(arguments: argparse.Namespace) -> int:
     for target in arguments.report or []:
         page.write(arguments.output, target, before=arguments.before)
         print(target.resolve())
+    return 0
+
+
+def run_tuning(arguments: argparse.Namespace, options: Options) -> int:
+    if arguments.device != "cpu":
+        print(
+            "perfconv bench: --tune is for the CPU; on a GPU the choice goes by expected_density.",
+            file=sys.stderr,
+        )
+        return 1
+    torch.set_num_threads((arguments.threads or [torch.get_num_threads()])[0])
+    tune.tune(
+        pairs=arguments.pairs or (QUICK_PAIRS if options.is_quick else 15),
+        is_quick=options.is_quick,
+    )
     return 0
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from perfconv import _ext
+from perfconv.ops import tuning
 from perfconv.ops.arguments import (
     IntPair,
     are_alike,
@@ -101,6 +102,8 @@ def perforated_conv2d(
         if done is not None:
             return done
     op = "perforated_conv2d"
+    if tuning.tuned is not None and not torch.compiler.is_compiling():
+        tuning.follow_mode()
     if not are_alike(input, weight, bias, base, residual) or is_autocast(input):
         check_tensor(op, "input", input)
         check_tensor(op, "weight", weight)

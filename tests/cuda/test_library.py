@@ -29,6 +29,9 @@ print(*(name for name in names if has(name)))
 """
 
 
+WITHOUT_TENSORS = {"set_break_even"}  # of no device
+
+
 def schemas() -> list[str]:
     """The names of the operators in csrc/library.cpp, which is all of them."""
     text = (ROOT / "csrc" / "library.cpp").read_text()
@@ -50,10 +53,11 @@ def test_every_schema_is_an_operator() -> None:
 
 def test_loads_and_registers_a_kernel_for_every_operator(library: Path) -> None:
     """In a process of its own, so that this one stays as perfconv loaded it."""
-    command = [sys.executable, "-c", LOAD, str(library), *schemas()]
+    names = set(schemas()) - WITHOUT_TENSORS
+    command = [sys.executable, "-c", LOAD, str(library), *names]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert set(result.stdout.split()) == set(schemas())
+    assert set(result.stdout.split()) == names
 
 
 def test_says_whether_cuda_is_there(library: Path) -> None:

@@ -245,4 +245,5 @@ def test_fake_kernel_with_sides_of_one(changes: dict, layout: str) -> None:
 def test_every_operator_is_here() -> None:
     schemas = torch._C._jit_get_all_schemas()
     operators = {schema.name for schema in schemas if schema.name.startswith("perfconv::")}
-    assert operators == {f"perfconv::{op}" for op, _ in CASES.values()}
+    without_tensors = {"perfconv::set_break_even"}  # test_tuning.py
+    assert operators == {f"perfconv::{op}" for op, _ in CASES.values()} | without_tensors
