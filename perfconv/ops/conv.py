@@ -94,6 +94,7 @@ def perforated_conv2d(
         >>> out.shape, bool((out == 0).all(1, keepdim=True)[~mask].all())
         (torch.Size([1, 6, 8, 8]), True)
     """
+    tuning.follow_mode()
     if expected_density is None:
         done = _at_once(
             input, weight, mask, bias, stride, padding, dilation, groups, fill, base, residual,
@@ -102,8 +103,6 @@ def perforated_conv2d(
         if done is not None:
             return done
     op = "perforated_conv2d"
-    if tuning.tuned is not None and not torch.compiler.is_compiling():
-        tuning.follow_mode()
     if not are_alike(input, weight, bias, base, residual) or is_autocast(input):
         check_tensor(op, "input", input)
         check_tensor(op, "weight", weight)

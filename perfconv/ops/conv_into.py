@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from perfconv import _ext  # noqa: F401  (loads the operators)
+from perfconv.ops import tuning
 from perfconv.ops.arguments import (
     IntPair,
     check_bool_mask,
@@ -73,6 +74,7 @@ def perforated_conv2d_into(
         >>> perforated_conv2d_into(base, input, weight, mask, adds_base=True)[0, 0].tolist()
         [[4.0, 1.0], [1.0, 4.0]]
     """
+    tuning.follow_mode()
     check_tensor(OP, "base", base)
     for name, value in (
         ("input", input), ("weight", weight), ("bias", bias), ("packed_weight", packed_weight)

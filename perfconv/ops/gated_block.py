@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from perfconv import _ext  # noqa: F401  (loads the operators)
+from perfconv.ops import tuning
 from perfconv.ops.arguments import (
     are_alike,
     check_bool_mask,
@@ -149,6 +150,7 @@ def _checked(
     shortcut: Tensor | None,
 ) -> tuple:
     """The arguments of both operators behind their images."""
+    tuning.follow_mode()
     gate_weight, gate_bias = (None, None) if gate is None else gate
     tensors = (*stages.weights, *stages.biases, shortcut, gate_weight, gate_bias)
     if not are_alike(input, *tensors):

@@ -35,7 +35,7 @@ class Table:
     is_in_use: bool = False
 
 
-tuned: Table | None = None  # the door of perforated_conv2d looks here
+tuned: Table | None = None
 
 
 def shape_classes() -> list[str]:
@@ -88,8 +88,11 @@ def use_shipped_table() -> None:
 
 
 def follow_mode() -> None:
-    """Takes the table or leaves it, by torch's deterministic mode."""
-    if tuned is None:
+    """Takes the table or leaves it, by torch's deterministic mode; the doors of operators call it.
+
+    A compiled graph does not: it goes by what the last call outside of graphs left.
+    """
+    if tuned is None or torch.compiler.is_compiling():
         return
     wanted = not torch.are_deterministic_algorithms_enabled()
     if wanted != tuned.is_in_use:

@@ -1,10 +1,8 @@
 """Break-even densities of this machine: what the planner does with them, and the file."""
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -107,33 +105,49 @@ def test_the_native_door_counts() -> None:
         perfconv._ext._C.set_break_even([2.0] * 28, "")
 
 
-def python(code: str, home: Path, **variables: str) -> subprocess.CompletedProcess:
-    environment = {name: value for name, value in os.environ.items() if name != tuning.DISABLE}
-    environment |= {"XDG_CACHE_HOME": str(home), **variables}
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
-    )
-
-
-def test_the_file_is_read_at_import_and_a_broken_one_ignored(tmp_path, monkeypatch) -> None:
+def test_the_file_is_read_at_import(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv(tuning.DISABLE)
     path = tuning.cache_path()
     assert tmp_path in path.parents
     assert tuning.write_cache(table(0.3), "measured here") == path
-    tell = "import perfconv.ops.tuning as t; print(t.tuned and t.tuned.source)"
-    assert python(tell, tmp_path).stdout.strip() == "measured here"
-    assert python(tell, tmp_path, PERFCONV_TUNED="0").stdout.strip() == "None"
-    other = json.loads(path.read_text()) | {"version": "0.0.0"}
-    broken = ("", "[]", "{", json.dumps({"format": 1}), json.dumps(other), '{"densities": 3}')
-    for text in broken:
+    tell = "import perfconv.ops.tuning as t; print(t.tuned.source)"
+    found = subprocess.run([sys.executable, "-c", tell], capture_output=True, text=True)
+    assert found.stdout.strip() == "measured here", found.stderr
+
+
+def test_the_environment_can_leave_the_shipped_table(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    tuning.write_cache(table(0.3), "measured here")
+    monkeypatch.setenv(tuning.DISABLE, "0")
+    tuning.load()
+    assert tuning.tuned is None
+    monkeypatch.delenv(tuning.DISABLE)
+    tuning.load()
+    assert tuning.tuned is not None
+
+
+def test_a_broken_file_is_ignored_with_a_warning(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv(tuning.DISABLE)
+    path = tuning.write_cache(table(0.3), "measured here")
+    content = json.loads(path.read_text())
+    for text in (
+        "",
+        "[]",
+        "{",
+        json.dumps({"format": 1}),
+        json.dumps(content | {"version": "0.0.0"}),
+        json.dumps(content | {"densities": 3}),
+        json.dumps(content | {"densities": table(7)}),
+    ):
         path.write_text(text)
         with pytest.warns(UserWarning, match=r"is ignored: .*perfconv bench --tune"):
-            tuning.read_cache(path)
+            tuning.load()
         assert tuning.tuned is None
-    path.write_text("{")
-    found = python(tell, tmp_path)
-    assert found.stdout.strip() == "None"
-    assert "is ignored" in found.stderr
+    path.write_bytes(b"\xff\xfe")
+    with pytest.warns(UserWarning, match="is ignored"):
+        tuning.load()
 
 
 def test_compiled_functions_take_no_notice_of_a_table() -> None:
