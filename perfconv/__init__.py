@@ -4,7 +4,7 @@
 is the drop-in layer. Importing this package never touches CUDA.
 """
 
-from perfconv import data, flops, losses, metrics, models, nn, schedules, viz
+from perfconv import data, flops, losses, metrics, models, nn, onnx, schedules, viz
 from perfconv._ext import build_info, cuda_error, has_cuda
 from perfconv.convert import convert, unconvert
 from perfconv.distill import distill_gates
@@ -61,6 +61,7 @@ __all__ = [
     "models",
     "multi_dilation_conv2d",
     "nn",
+    "onnx",
     "pack_weight",
     "perforated_conv2d",
     "prepack",

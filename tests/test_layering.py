@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "data": set(),
     "flops": {"ops", "nn"},
     "viz": {"ops", "nn"},
+    "onnx": {"ops"},
     "convert": {"ops", "nn"},
     "truncate": {"nn", "convert", "flops"},
     "models": {"ops", "nn", "convert"},

@@ -10,6 +10,7 @@ from typing import NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import _register_namedtuple
 
 from perfconv.nn.conv import PerforatedConv2d
 from perfconv.ops.conv import perforated_conv2d
@@ -29,6 +30,10 @@ class EdgeMaps(NamedTuple):
 
     edges: Tensor  # (N, 1, H, W), probability that a pixel lies on an edge
     sides: tuple[Tensor, ...]  # five logit maps, (N, 1, H_k, W_k) for the block sizes (H_k, W_k)
+
+
+# So that exported programs that return it can be saved.
+_register_namedtuple(EdgeMaps, serialized_type_name="perfconv.EdgeMaps")
 
 
 class Block(nn.Sequential):

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import _register_namedtuple
 
 from perfconv.models.heads import upsample
 from perfconv.models.multi_scale import MultiScaleTrunk
@@ -55,6 +56,10 @@ class StageOutput(NamedTuple):
         if self.weights is not None:
             return self.weights.argmax(1, keepdim=True)
         return self.choice
+
+
+# So that exported programs that return it can be saved.
+_register_namedtuple(StageOutput, serialized_type_name="perfconv.StageOutput")
 
 
 class DepthAwareParser(nn.Module):

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import _register_namedtuple
 
 
 class DepthPrediction(NamedTuple):
@@ -11,6 +12,10 @@ class DepthPrediction(NamedTuple):
 
     logits: Tensor  # (N, K, h, w), of the bins, far to near
     log_depth: Tensor | None  # (N, 1, h, w), natural logarithm; None without a regression head
+
+
+# So that exported programs that return it can be saved.
+_register_namedtuple(DepthPrediction, serialized_type_name="perfconv.DepthPrediction")
 
 
 class DepthBranch(nn.Module):

@@ -1,11 +1,9 @@
 """Named networks: golden counts, a training step and a prediction each, compile and export."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
+from named_networks import VARIANTS, depth_for, narrow_network, narrow_trunk, table
 from torch import Tensor, nn
 
 import perfconv
@@ -22,27 +20,8 @@ from perfconv.models.builders import (
 from perfconv.models.heads import DepthHead, make_heads, upsample
 from perfconv.models.multi_scale import MultiScaleTrunk
 from perfconv.models.parsers import DepthAwareParser, StageOutput
-from perfconv.models.resnet import Bottleneck, FeatureInfo, ResNet
+from perfconv.models.resnet import FeatureInfo
 from perfconv.nn import DepthAwarePool, MultiDilationPool, record_gates
-
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "model_table.py"
-
-
-def table():
-    spec = importlib.util.spec_from_file_location("model_table", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def narrow_trunk(res6_channels: int | None = None, depths: tuple = (1, 2, 2, 2)) -> ResNet:
-    """Bottlenecks; narrow enough for a training step."""
-    torch.manual_seed(0)
-    return ResNet(
-        Bottleneck, depths, output_stride=8, width=8, res6_channels=res6_channels, res6_kernel=1,
-        frozen_norms=("",),
-    )  # fmt: skip
-
 
 # ---- counts --------------------------------------------------------------------------------------
 
@@ -90,17 +69,11 @@ def loss_of(output: dict[str, Tensor] | list[StageOutput]) -> Tensor:
     return sum(losses)
 
 
-@pytest.mark.parametrize("variant", table().VARIANTS, ids=lambda variant: variant.call)
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.call)
 def test_a_training_step_and_a_prediction(variant) -> None:
-    name = variant.builder.__name__
-    needs_res6 = "depth" in name or variant.options.get("at") == "res6"
-    trunk = narrow_trunk(16 if needs_res6 else None)
-    options = dict(variant.options)
-    if "dropped" in options:
-        options["dropped"] = ("res3_2", "res5_2")
-    model = variant.builder(5, trunk=trunk, **options).train()
+    model = narrow_network(variant).train()
     images = torch.rand(1, 3, 41, 56, generator=torch.Generator().manual_seed(1))
-    depth = (3000 * torch.rand(1, 1, 41, 56),) if variant.needs_depth else ()
+    depth = depth_for(variant, images)
     before = [parameter.detach().clone() for parameter in model.parameters()]
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     with record_gates(model) as record:
@@ -113,7 +86,8 @@ def test_a_training_step_and_a_prediction(variant) -> None:
     assert sum(moved) >= 0.8 * len(moved)
     model.eval()
     with torch.no_grad():
-        found = model(images, *depth) if "depth" not in name else model.predict(images, *depth)
+        is_depth_aware = isinstance(model, DepthAwareParser)
+        found = model.predict(images, *depth) if is_depth_aware else model(images)
     for task, value in found.items():
         assert value.shape[2:] == (41, 56), task
         assert value.isfinite().all(), task
