@@ -1,9 +1,13 @@
 """``perfconv train`` and ``perfconv evaluate``: recipes, runs, results, and real samples."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("PIL", reason="Pillow is not installed")
 pytest.importorskip("h5py", reason="h5py is not installed")
@@ -201,3 +205,43 @@ def listed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     assert there
     monkeypatch.setattr("perfconv.data.nyuv2._listed_names", lambda root, split: there)
     return folder
+
+
+@pytest.mark.slow
+def test_under_torchrun(tmp_path: Path) -> None:
+    """Two gloo processes by the command itself; they end, and leave what one would."""
+    config = tmp_path / "recipe.json"
+    config.write_text(json.dumps(train_runs.unmixed().to_dict()))
+    run = tmp_path / "run"
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
+    command = ["-m", "perfconv", "train", "--config", str(config), "--output", str(run)]
+    done = subprocess.run(
+        [*launch, *command, "--device", "cpu"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("model:") == 1
+    train_runs.run(train_runs.unmixed(), tmp_path / "one")
+    wanted = train_runs.weights(tmp_path / "one")
+    for name, value in train_runs.weights(run).items():
+        torch.testing.assert_close(value, wanted[name], rtol=1e-4, atol=1e-6)
+    done = subprocess.run(
+        [*launch, "-m", "perfconv", "evaluate", str(run / "model.pt"), "--device", "cpu"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads((run / "model-results.json").read_text())["results"]
+    assert results == json.loads((run / "results.json").read_text())
