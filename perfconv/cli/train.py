@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from perfconv.data.files import DataError
+from perfconv.train.checkpoint import CheckpointError
 from perfconv.train.config import Recipe, read_recipe, with_overrides
 from perfconv.train.distributed import Process, process_of
 from perfconv.train.loop import TrainingStopped, train
@@ -114,7 +115,7 @@ def _train(
             weights=weights,
             workers=args.workers,
         )
-    except (TrainingStopped, DataError, ValueError) as error:
+    except (TrainingStopped, CheckpointError, DataError, OSError, ValueError) as error:
         print(f"perfconv train: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

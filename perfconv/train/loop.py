@@ -84,7 +84,8 @@ def train(
         TrainingStopped: the loss or gradient is not finite, or a file cannot be written.
         ValueError: the folder holds another recipe's run, or the recipe does not fit its data.
     """
-    with torch.random.fork_rng():
+    devices = [process.device] if process.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
         run = _Run(recipe, Path(output), process, root, weights, workers, shows_bar)
         try:
             return run.run()

@@ -29,7 +29,7 @@ def test_every_recipe_is_plain_data(name: str, tmp_path: Path) -> None:
     [("scenes", 15), ("bsds500", 3)]
     + [
         pytest.param(name, 5, marks=pytest.mark.slow)
-        for name in ("nyuv2", "stanford", "cityscapes")
+        for name in ("nyuv2", "stanford", "sunrgbd", "cityscapes")
     ],
 )
 def test_every_stage_follows_from_the_one_before(prefix: str, least: int) -> None:
