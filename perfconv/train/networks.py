@@ -9,28 +9,14 @@ can hold; two of them stand for objects:
 """
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
 
-from perfconv.models import (
-    DepthAwareParser,
-    SceneParser,
-    baseline_resnet50,
-    depth_aware_resnet50,
-    depth_aware_resnet101,
-    gated_resnet50,
-    layer_skipping_resnet50,
-    multi_pool_resnet50,
-    multi_scale_resnet50,
-    pag_resnet50,
-    pag_resnet101,
-    recurrent_depth_resnet50,
-    recurrent_depth_resnet101,
-    resnet_trunk,
-    truncated_resnet50,
-)
+from perfconv import models
+from perfconv.models import DepthAwareParser, SceneParser, resnet_trunk
 from perfconv.models.resnet import BasicBlock, Bottleneck, ResNet
 from perfconv.nn import DepthAwarePool, DepthBins, DepthBranch, RecurrentRefinement
 from perfconv.nn.dilation_branches import Branch, BranchPool, DilationBranches
@@ -95,22 +81,8 @@ def small_depth_aware(
 
 
 NETWORKS: dict[str, Callable[..., Network]] = {
-    builder.__name__: builder
-    for builder in (
-        baseline_resnet50,
-        depth_aware_resnet50,
-        depth_aware_resnet101,
-        gated_resnet50,
-        layer_skipping_resnet50,
-        multi_pool_resnet50,
-        multi_scale_resnet50,
-        pag_resnet50,
-        pag_resnet101,
-        recurrent_depth_resnet50,
-        recurrent_depth_resnet101,
-        small_depth_aware,
-        truncated_resnet50,
-    )
+    **{name: vars(models)[name] for name in models.__all__ if re.search(r"_resnet\d+$", name)},
+    "small_depth_aware": small_depth_aware,
 }
 
 
