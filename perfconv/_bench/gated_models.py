@@ -32,6 +32,19 @@ class GivenGate(PixelGate):
         return self.given
 
 
+def reading_gate(channels: int) -> PixelGate:
+    """A gate that opens where the first channel of its input is 1, and not where it is 0.
+
+    It costs what any other costs, and its block runs as with any other.
+    """
+    gate = PixelGate(channels).requires_grad_(False)
+    nn.init.zeros_(gate.conv.weight)
+    assert gate.conv.bias is not None
+    gate.conv.weight[1, 0] = 1
+    gate.conv.bias.copy_(torch.tensor([0.5, 0.0]))
+    return gate
+
+
 def fold_batch_norms(model: nn.Module) -> nn.Module:
     """Convolution and BatchNorm by torch's own means, in place."""
     pairs = [("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("0", "1")]

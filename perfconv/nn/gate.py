@@ -304,7 +304,7 @@ class PixelGate(BinaryGate):
         return compact_mask(self._forced_mask(soft, size))
 
     def decision_weights(self, stride: tuple[int, int]) -> tuple[Tensor, Tensor | None] | None:
-        conv = self.conv
+        conv: nn.Conv2d = self._modules["conv"]  # type: ignore[assignment]  # a frame less (K-028)
         if (
             self.training
             or self._recorders
@@ -312,21 +312,24 @@ class PixelGate(BinaryGate):
             or conv.stride != stride
             or type(self)._fused_decision is not PixelGate._fused_decision
             or has_hooks(self)
-            or not self._has_fused_decision()
+            or not self._is_plain()
         ):
             return None
-        return conv.weight, conv.bias
+        return conv._parameters["weight"], conv._parameters["bias"]  # type: ignore[return-value]
 
     def _has_fused_decision(self) -> bool:
+        """Whether ``gate_mask`` makes the decision."""
+        return self._is_plain() and (torch.compiler.is_compiling() or is_eager())
+
+    def _is_plain(self) -> bool:
         """Whether nothing but the plain 1x1 convolution and the argmax makes the decision."""
-        conv = self.conv
+        conv = self._modules["conv"]
         return (
             type(self).forward is PixelGate.forward
             and type(self).decide is BinaryGate.decide
             and type(conv) is nn.Conv2d
             and (conv.kernel_size, conv.padding, conv.out_channels) == ((1, 1), (0, 0), 2)
             and not has_hooks(conv)
-            and (torch.compiler.is_compiling() or is_eager())
         )
 
     def _fused_decision(self, input: Tensor) -> ActivePixels:

@@ -21,10 +21,9 @@ from perfconv.nn.gate import BinaryGate, PixelGate
 from perfconv.nn.hooks import is_tapped
 from perfconv.nn.stage_conv import as_bool, convolve, geometry, pack_of
 from perfconv.nn.stage_masks import stage_masks, stage_sizes
-from perfconv.nn.whole_block import whole_block
+from perfconv.nn.whole_block import KeptStages, run_at_once, whole_block
 from perfconv.ops.autograd import is_eager, may_need_gradient
 from perfconv.ops.conv_into import perforated_conv2d_into
-from perfconv.ops.gated_block import BlockStages, gated_block, gated_block_into
 from perfconv.ops.mask import ActivePixels, compact_mask
 
 EXECUTIONS = ("auto", "dense", "sparse")
@@ -69,6 +68,7 @@ class GatedBlock(nn.Module):
     depths: tuple[int, ...] = ()
     sum_activation: str | None = "relu"
     perforate_f3 = True
+    _kept_stages: KeptStages | None = None
     overwrites_shortcut = False  # what fuse(inplace=True) sets in projection blocks
 
     @classmethod
@@ -168,7 +168,7 @@ class GatedBlock(nn.Module):
         """
         stages = None if self.training or self.execution == "dense" else whole_block(self, input)
         if stages is not None:
-            return self._at_once(input, stages, owns_input)
+            return run_at_once(self, input, stages, owns_input)
         sizes = self._sizes(input)
         if not self.training and self.execution != "dense":
             active = self.gate.active_pixels(input)
@@ -201,26 +201,18 @@ class GatedBlock(nn.Module):
         may_overwrite = self._may_overwrite(owns_input)
         return self._sparse(input, shortcut, gate.mask, hard, masks, may_overwrite)
 
+    def given_mask(self, input: Tensor) -> Tensor:
+        """The gate's mask for ``input``, by whatever way it decides."""
+        active = self.gate.active_pixels(input)
+        mask = self.gate(input).mask if active is None else active.mask
+        self._check(mask, self._sizes(input)[-1])
+        return mask
+
     def _shortcut(self, input: Tensor) -> Tensor:
         projection = self.projection
         return input if projection is None else projection(input)
 
     # ---- the two executions ----------------------------------------------------------------------
-
-    def _at_once(self, input: Tensor, stages: BlockStages, owns_input: bool) -> Tensor:
-        """Sparse execution by one operator, in inference."""
-        mask = None
-        gate = self.gate.decision_weights(self.stride)
-        if gate is None:
-            active = self.gate.active_pixels(input)
-            mask = self.gate(input).mask if active is None else active.mask
-            self._check(mask, self._sizes(input)[-1])
-        shortcut = None if self.projection is None else self.projection(input)
-        if not self._may_overwrite(owns_input):
-            return gated_block(input, stages, mask, gate=gate, shortcut=shortcut)
-        if shortcut is None:
-            return gated_block_into(input, stages, mask, gate=gate)
-        return gated_block_into(shortcut, stages, mask, gate=gate, input=input)
 
     def _dense(
         self,
@@ -494,6 +486,11 @@ class GatedBlock(nn.Module):
                 f'{name}: a gate in forward_mode "soft" mixes every pixel while it is trained, got '
                 'execution="sparse". Choose "auto" or "dense".'
             )
+
+    def __getstate__(self) -> dict:
+        state = dict(self.__dict__)
+        state.pop("_kept_stages", None)  # they point into these very layers
+        return state
 
     def train(self, mode: bool = True) -> "GatedBlock":
         """As ever, but frozen BatchNorms stay in evaluation mode."""

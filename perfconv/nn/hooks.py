@@ -19,4 +19,13 @@ def is_tapped(module: nn.Module | None) -> bool:
     if module is None:
         return False
     has_global = not torch.compiler.is_compiling() and nn.modules.module._has_any_global_hook()
-    return has_global or any(has_hooks(part) for part in module.modules())
+    return has_global or _has_hooks_within(module)
+
+
+def _has_hooks_within(module: nn.Module) -> bool:
+    if has_hooks(module):
+        return True
+    for part in module._modules.values():  # noqa: SIM110  (a generator is a frame more, K-028)
+        if part is not None and _has_hooks_within(part):
+            return True
+    return False

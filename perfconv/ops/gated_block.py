@@ -1,7 +1,8 @@
 """gated_block: a residual block in inference, its branch at the active pixels of a mask or gate."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,6 +42,11 @@ class BlockStages(NamedTuple):
     groups: list[int]
     activation: str | None  # between the stages
     sum_activation: str | None  # of the sum
+
+    @property
+    def total_stride(self) -> tuple[int, int]:
+        """Input pixels per output pixel, (h, w)."""
+        return prod(self.stride[::2]), prod(self.stride[1::2])
 
 
 def gated_block(
@@ -89,10 +95,10 @@ def gated_block(
         [[7.0, 1.0]]
     """
     op = "gated_block"
-    arguments = _checked(op, input, stages, mask, gate, shortcut)
-    if is_eager():
-        with BelowAutograd():
-            return torch.ops.perfconv.gated_block.default(input, shortcut, *arguments)[0]
+    is_direct = is_eager()
+    arguments = _checked(op, is_direct, input, stages, mask, gate, shortcut)
+    if is_direct:
+        return _below_autograd(_block_at_once, input, shortcut, *arguments)[0]
     return torch.ops.perfconv.gated_block(input, shortcut, *arguments)[0]
 
 
@@ -126,23 +132,38 @@ def gated_block_into(
     op = "gated_block_into"
     check_tensor(op, "base", base)
     check_own_memory(op, "base", base)
+    is_direct = is_eager()
     if input is None:
-        arguments = _checked(op, base, stages, mask, gate, None)
+        arguments = _checked(op, is_direct, base, stages, mask, gate, None)
     else:
-        arguments = _checked(op, input, stages, mask, gate, base)
-    if is_eager():
-        with BelowAutograd():
-            torch.ops.perfconv.gated_block_into.default(base, input, *arguments)
+        arguments = _checked(op, is_direct, input, stages, mask, gate, base)
+    if is_direct:
+        _below_autograd(_into_at_once, base, input, *arguments)
     else:
         torch.ops.perfconv.gated_block_into(base, input, *arguments)
+        if torch.compiler.is_compiling():
+            return base
     # The dispatcher counts edits by torch's own operators only; inference tensors count none.
-    if not torch.compiler.is_compiling() and not base.is_inference():
+    if not base.is_inference():
         torch.autograd.graph.increment_version(base)
     return base
 
 
+# What the calls of the operators call: a frame less each (KERNELS.md K-028).
+_block_at_once = torch.ops.perfconv.gated_block.default._op
+_into_at_once = torch.ops.perfconv.gated_block_into.default._op
+
+
+def _below_autograd(operator: Callable, *arguments: object) -> Any:
+    if torch.is_inference_mode_enabled():
+        return operator(*arguments)
+    with BelowAutograd():
+        return operator(*arguments)
+
+
 def _checked(
     op: str,
+    is_direct: bool,
     input: Tensor,
     stages: BlockStages,
     mask: Tensor | ActivePixels | None,
@@ -162,37 +183,46 @@ def _checked(
         check_same_dtype(op, "gate weight", gate_weight, input)
         check_same_dtype(op, "gate bias", gate_bias, input)
     for packed in stages.packed_weights:
-        check_tensor(op, "each packed weight", packed)
+        if type(packed) is not Tensor:
+            check_tensor(op, "each packed weight", packed)
     for count in stages.groups:
-        check_int(op, "each of groups", count)
-    for name, activation in (
-        ("activation", stages.activation), ("sum_activation", stages.sum_activation)
-    ):  # fmt: skip
-        if activation not in ACTIVATIONS:
+        if type(count) is not int:
+            check_int(op, "each of groups", count)
+    if stages.activation not in ACTIVATIONS or stages.sum_activation not in ACTIVATIONS:
+        _refuse_name(op, stages)
+    if mask is not None:
+        mask = mask.mask if isinstance(mask, ActivePixels) else mask
+        check_bool_mask(op, mask)
+    if not is_direct or torch.is_grad_enabled():
+        _check_no_gradient(op, (input, *tensors))
+    return (
+        mask, gate_weight, gate_bias, stages.weights, stages.biases, stages.packed_weights,
+        stages.stride, stages.padding, stages.dilation, stages.groups,
+        stages.activation or "none", stages.sum_activation or "none",
+        input.is_cuda and torch_allows_tf32(),
+    )  # fmt: skip
+
+
+def _refuse_name(op: str, stages: BlockStages) -> None:
+    for name in ("activation", "sum_activation"):
+        if getattr(stages, name) not in ACTIVATIONS:
             raise ValueError(
                 f"{op}: {name} must be one of {', '.join(map(repr, ACTIVATIONS))}, got "
-                f"{activation!r}. Choose one of these."
+                f"{getattr(stages, name)!r}. Choose one of these."
             )
-    if isinstance(mask, ActivePixels):
-        mask = mask.mask
-    if mask is not None:
-        check_bool_mask(op, mask)
-    every = (input, *tensors)
-    if has_tangent(every):
+
+
+def _check_no_gradient(op: str, tensors: Sequence[Tensor | None]) -> None:
+    if has_tangent(tensors):
         raise NotImplementedError(
             f"{op}: forward-mode differentiation is not built, got a tensor with a tangent. Use "
             "perforated_conv2d stage by stage, and reverse mode."
         )
-    if may_need_gradient(every):
+    if may_need_gradient(tensors):
         raise RuntimeError(
             f"{op}: it is for inference and has no gradient, got a tensor that requires one. Use "
             "torch.no_grad(), or perforated_conv2d stage by stage."
         )
-    return (
-        mask, gate_weight, gate_bias, stages.weights, stages.biases, stages.packed_weights,
-        stages.stride, stages.padding, stages.dilation, stages.groups,
-        stages.activation or "none", stages.sum_activation or "none", torch_allows_tf32(),
-    )  # fmt: skip
 
 
 @torch.library.register_fake("perfconv::gated_block")
