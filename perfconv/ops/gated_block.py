@@ -199,7 +199,7 @@ def _checked(
         mask, gate_weight, gate_bias, stages.weights, stages.biases, stages.packed_weights,
         stages.stride, stages.padding, stages.dilation, stages.groups,
         stages.activation or "none", stages.sum_activation or "none",
-        input.is_cuda and torch_allows_tf32(),
+        not input.is_cpu and torch_allows_tf32(),
     )  # fmt: skip
 
 
