@@ -38,6 +38,20 @@ def test_a_second_run_of_the_same_build_is_no_regression(tmp_path, capsys):
     assert f"{cells} cells: 0 slower" in capsys.readouterr().out
 
 
+def test_quiet_runs_of_one_build_and_one_that_waited_a_fifth_longer(capsys):
+    """Three live runs of one machine: twice the same, once each call followed by a wait."""
+    first, second, slowed_run = (
+        str(RECORDED / f"quiet-run-{name}.jsonl") for name in ("1", "2", "slowed")
+    )
+    for pair in ((first, second), (second, first)):
+        assert regression.main(list(pair)) == 0
+        assert "32 cells: 0 slower, 0 faster" in capsys.readouterr().out
+    for old in (first, second):
+        assert regression.main([old, slowed_run]) == 1
+        found = re.search(r"16 cells: ([0-9]+) slower, 0 faster", capsys.readouterr().out)
+        assert int(found[1]) >= 10  # the others are within their quartiles
+
+
 def test_a_slow_down_of_a_fifth_is_flagged(tmp_path, capsys):
     head, *rows = recorded(2)
     chosen = rows[9]  # undisturbed, with quartiles closer than the slow-down

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import perfconv
-from perfconv._bench import block, network, peers, suite, timing, tune
+from perfconv._bench import block, network, networks, peers, suite, table2, timing, tune
 from perfconv._bench.command import main
 from perfconv._bench.conv_case import ConvCase
 from perfconv._bench.problems import Problem, conv_problems, make_mask, quick_block_problems
@@ -329,3 +329,43 @@ def test_tuning_is_kept_for_the_next_process(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("kind", ["forward", "backward"])
 def test_a_layer_is_measured(kind):
     assert 0 <= tune.measure(Problem(64, 64, 15, 20), kind, 5) <= 1
+
+
+# ---- whole networks ------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", table2.NETWORKS)
+def test_a_row_of_table_2(kind):
+    (row,) = table2.measure(kind, 0.5, (65, 81), Options(with_compile=False, pairs=5))
+    assert row["active_macs"] < 0.75 * row["dense_macs"] or kind == "truncated"
+    assert row["paper_percent"] == 67.69
+    assert row["candidate_ms"] > 0
+
+
+@pytest.mark.slow
+def test_table_2_counts_from_the_reference():
+    """Every gate open, 425x560, the authors' stride: spec 14's golden number."""
+    model = table2.make_network("pag", 1.0)
+    counted = perfconv.flops.count(model.to("meta"), torch.empty(1, 3, *table2.SIZE, device="meta"))
+    assert counted.dense_macs == table2.REFERENCE_MACS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pag_resnet50", "layer_skipping_resnet50"])
+def test_a_network_is_measured(name):
+    options = Options(with_compile=False, pairs=5)
+    (row,) = networks.measure(name, networks.BUILDERS[name], (65, 81), 0.5, options)
+    assert 0 < row["active_macs"] < row["dense_macs"]
+    assert row["executed_macs"] <= row["dense_macs"]
+
+
+def test_every_builder_is_measured():
+    made = {name for name in perfconv.models.__all__ if name.endswith(("resnet50", "resnet101"))}
+    assert made - {"baseline_resnet50"} == set(networks.BUILDERS)
+
+
+def test_another_network_is_not_timed():
+    plain, other = torch.nn.Conv2d(3, 4, 1), torch.nn.Conv2d(3, 4, 1)
+    with pytest.raises(AssertionError, match="the network to be timed is off"):
+        networks.check_same(plain, other, networks.make_image((8, 8)))

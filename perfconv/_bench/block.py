@@ -153,14 +153,11 @@ def describe(row: dict) -> str:
 
 
 def tasks(options: Options) -> list[Task]:
+    densities = options.sweep.get("density", (0.3, 0.7, 1.0))
+    patterns = options.sweep.get("pattern", ("blobs",))
+    problems = block_problems(densities, patterns)
     if options.is_quick:
         problems = quick_block_problems()
-    elif options.scope == "standard":
-        problems = [p for p in block_problems() if p.pattern == "blobs" or p.density == 1]
-    else:
-        problems = block_problems()
-    if options.scope == "full":  # of the report: without the densities between
-        problems = [p for p in problems if p.density in (0.3, 0.5, 0.7, 1.0)]
     return [
         Task(problem.name, partial(measure, problem, options), describe) for problem in problems
     ]

@@ -91,6 +91,7 @@ def options_of(arguments: argparse.Namespace) -> Options:
         algorithms=tuple(arguments.algorithm),
         modes=tuple(arguments.modes) if arguments.modes else None,
         sweep=sweep,
+        has_own_pairs=arguments.pairs is not None,
     )
 
 

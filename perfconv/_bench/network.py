@@ -25,6 +25,7 @@ from perfconv.models.resnet import Bottleneck, ResNet
 
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 DENSITIES = (0.5, 0.7, 0.9, 1.0)
+MOST_PAIRS = 11  # of a second each and more; --pairs asks for others
 PATTERNS = ("random", "blobs")
 MARGIN = 0.05  # between latency ratio and FLOPs ratio
 
@@ -131,15 +132,15 @@ def describe(row: dict) -> str:
 
 def tasks(options: Options) -> list[Task]:
     size = (64, 64) if options.is_quick else (425, 560)
-    patterns = PATTERNS if options.scope == "full" else PATTERNS[:1]
-    densities = DENSITIES[:1] if options.is_quick else DENSITIES
+    densities = options.sweep.get("density", DENSITIES[:1] if options.is_quick else DENSITIES)
+    patterns = options.sweep.get("pattern", PATTERNS[:1])
     return [
         Task(
             f"resnet50-os8-{size[0]}x{size[1]}-{pattern}{density}",
-            partial(measure, size, density, pattern, options),
+            partial(measure, size, density, pattern, options.with_pairs(MOST_PAIRS)),
             describe,
         )
         for pattern in patterns
         for density in densities
-        if pattern == PATTERNS[0] or density < 1
+        if pattern == patterns[0] or density < 1
     ]

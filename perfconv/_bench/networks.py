@@ -8,15 +8,18 @@ blobs, each of one density; image-wise gates of whole blocks are opened one by o
 
 import copy
 import importlib
+import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import lru_cache, partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils._pytree import tree_leaves
 
 import perfconv
-from perfconv._bench.gated_models import GivenGate, fold_batch_norms
+from perfconv._bench.gated_models import GivenGate
 from perfconv._bench.problems import mask_of_size
 from perfconv._bench.tasks import Options, Task
 from perfconv._bench.timing import Call, compared, fastest
@@ -42,12 +45,34 @@ CONVERTED = {"torchvision.resnet50": (224, 224), "timm.tf_efficientnet_lite0": (
 GATED = ("pag_resnet50", "pag_resnet101", "gated_resnet50", "layer_skipping_resnet50")
 
 
+_defined: list[torch.library.Library] = []  # schemas live as long as their library
+
+
 def importable(name: str) -> bool:
-    try:
-        importlib.import_module(name)
-    except Exception:  # a torchvision of another torch raises RuntimeError
-        return False
-    return True
+    """Whether a package of networks is there, torchvision's also beside another torch.
+
+    Built for another torch it fails at import for want of the schemas of its own operators, which
+    its networks do not use: defined here, they are enough.
+    """
+    for _ in range(2):
+        try:
+            importlib.import_module(name)
+            return True
+        except (ImportError, OSError):
+            return False
+        except RuntimeError:
+            if _defined:
+                return False
+            library = torch.library.Library("torchvision", "DEF")
+            for operator in ("nms", "qnms"):
+                schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+                library.define(operator + schema)
+            _defined.append(library)
+            for module in [
+                key for key in sys.modules if key.split(".")[0] in (name, "torchvision")
+            ]:
+                del sys.modules[module]
+    return False
 
 
 def make_model(name: str) -> nn.Module:
@@ -69,13 +94,42 @@ def make_model(name: str) -> nn.Module:
 
 
 def folded(model: nn.Module) -> nn.Module:
-    """A copy with every BatchNorm that follows a convolution folded into it."""
-    try:
-        from torch.fx.experimental.optimization import fuse
+    """A copy with every BatchNorm folded into the convolution defined just before it.
 
-        return fuse(copy.deepcopy(model))
-    except Exception:  # torch.fx cannot trace the network
-        return fold_batch_norms(copy.deepcopy(model))
+    That these belong together is checked by the output. timm's norms hold their activation.
+    """
+    made = copy.deepcopy(model)
+    for module in made.modules():
+        children = list(module.named_children())
+        for (name, conv), (norm_name, norm) in pairwise(children):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(module, name, fuse_conv_bn_eval(conv, norm))
+                setattr(module, norm_name, getattr(norm, "act", nn.Identity()))
+    check_same(model, made, make_image((64, 64)))
+    return made
+
+
+def make_image(size: tuple[int, int]) -> Tensor:
+    return torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
+
+
+def check_same(model: nn.Module, other: nn.Module, image: Tensor) -> None:
+    """Both give the same for an image, up to rounding."""
+    with torch.inference_mode():
+        wanted, found = (tree_leaves(network(image)) for network in (model, other))
+    for value, own in zip(wanted, found, strict=True):
+        if not (own - value).norm() <= 1e-3 * value.norm():
+            raise AssertionError(f"{type(model).__name__}: the network to be timed is off")
+
+
+def prepared(model: nn.Module, image: Tensor, density: float) -> nn.Module:
+    """The network as it is timed: gates given masks, fused; it must still do the same."""
+    model = model.to(image.device, memory_format=torch.channels_last)
+    if perfconv.gates(model):
+        give_masks(model, image, density)
+    fast = perfconv.fuse(copy.deepcopy(model), inplace=True)
+    check_same(model, fast, image)
+    return fast
 
 
 def give_masks(model: nn.Module, image: Tensor, density: float) -> None:
@@ -103,7 +157,7 @@ def dense_calls(
     name: str, size: tuple[int, int], device: str, with_compile: bool
 ) -> tuple[dict[str, Call], str]:
     model = folded(make_model(name)).to(device)
-    image = torch.rand(1, 3, *size).to(device)
+    image = make_image(size).to(device)
     calls: dict[str, Call] = {}
     for layout, kind in LAYOUTS.items():
         own, values = copy.deepcopy(model).to(memory_format=kind), image.to(memory_format=kind)
@@ -122,11 +176,8 @@ def measure(
     model = make_model(name)
     if name == baseline:
         model = perfconv.convert(model)
-    last = torch.channels_last
-    fast = perfconv.fuse(model.to(clock.device, memory_format=last), inplace=True)
-    image = torch.rand(1, 3, *size).to(clock.device).to(memory_format=last)
-    if perfconv.gates(fast):
-        give_masks(fast, image, density)
+    image = make_image(size).to(clock.device).to(memory_format=torch.channels_last)
+    fast = prepared(model, image, density)
     counted = perfconv.flops.count(fast, image)
     with torch.inference_mode():
         times = clock.measure({"dense": calls[best], "auto": lambda: fast(image)}, options.pairs)
@@ -163,7 +214,7 @@ def tasks(options: Options) -> list[Task]:
     named = [(name, name, size) for name, size in networks.items()]
     if options.scope == "full":
         named += [(name, baseline, (161, 209)) for name, baseline in BUILDERS.items()]
-    few = replace(options, pairs=min(options.pairs, 11))
+    few = options.with_pairs(7)
     return [
         Task(
             f"{name}-{size[0]}x{size[1]}-{density}",

@@ -121,7 +121,9 @@ def spconv_call(case: ConvCase) -> Call:
     import spconv.pytorch as spconv  # type: ignore[import-not-found]
 
     p = case.problem
-    layer = spconv.SubMConv2d(p.channels, p.out_channels, p.kernel, dilation=p.dilation)
+    layer = spconv.SubMConv2d(  # on the CPU it has no bias
+        p.channels, p.out_channels, p.kernel, dilation=p.dilation, bias=False
+    )
     layer = layer.to(case.device, case.input.dtype).eval().requires_grad_(False)
 
     def call() -> Tensor:

@@ -22,6 +22,7 @@ from perfconv.nn import MultiDilationPool
 from perfconv.nn.dilation_pool import weighted_sum
 
 PATTERNS = ("random", "regions", "one")
+BUDGET_MS = 500.0  # of every branch computed, over all rounds
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,9 @@ def measure(problem: Problem, options: Options) -> Iterator[dict]:
             "gate": lambda: case.gate(case.inputs["channels_last"]),
         }
         times = clock.measure(
-            {name: clock.captured(call) for name, call in calls.items()}, options.pairs
+            {name: clock.captured(call) for name, call in calls.items()},
+            options.pairs,
+            {"dense": BUDGET_MS, "gate": BUDGET_MS},
         )
     one, every = compared(times, "one_dense")["pool"], compared(times)["pool"]
     yield {

@@ -166,16 +166,16 @@ def quick_problems() -> list[Problem]:
     ]
 
 
-def block_problems() -> list[BlockProblem]:
+def block_problems(densities: tuple[float, ...], patterns: tuple[str, ...]) -> list[BlockProblem]:
     """The bottlenecks of a ResNet-50 at output stride 8 for an image of 425x560."""
     layers = ((256, 107, 140, 1), (512, 54, 70, 1), (1024, 54, 70, 2), (2048, 54, 70, 4))
-    open_gates = [BlockProblem(*layer, density=1.0) for layer in layers]
-    return [
-        BlockProblem(*layer, density=density, pattern=pattern)
+    found = [
+        BlockProblem(*layer, density=density, pattern=pattern if density < 1 else "random")
         for layer in layers
-        for pattern in ("blobs", "random")
-        for density in (0.1, 0.3, 0.5, 0.7, 0.9)
-    ] + open_gates
+        for pattern in patterns
+        for density in densities
+    ]
+    return list(dict.fromkeys(found))
 
 
 def quick_block_problems() -> list[BlockProblem]:
@@ -223,26 +223,25 @@ def conv_problems(scope: str) -> list[tuple[Problem, str]]:
         cases += [(p, mode) for p in small for mode in ("training", "dgrad", "wgrad")]
         cases += [(Problem(64, 64, 30, 40, kernel=1), "forward")]
         return [*cases, (Problem(64, 64, 30, 40, groups=64), "forward")]
-    densities = DENSITIES if scope == "full" else (0.1, 0.25, 0.5, 1.0)
     dtypes = ("float32", "bfloat16") if scope == "full" else ("float32",)
-    layers = [
-        Problem(c, c, height, width, dilation=dilation, dtype=dtype)
-        for dtype in dtypes
-        for c, height, width, dilation in REPORT_SHAPES
-    ]
-    forward = [replace(layer, density=d) for layer in layers for d in densities]
-    forward += [replace(layer, pattern=pattern) for layer in layers for pattern in patterns()[1:]]
-    training = [replace(layer, density=d) for layer in layers for d in (0.1, 0.25, 0.5, 1.0)]
-    cases = [(p, "forward") for p in forward] + [(p, "training") for p in training]
-    if scope == "full":
-        single = [p for p in layers if p.channels in (128, 256)]
-        cases += [
-            (replace(p, density=d), mode)
-            for mode in ("dgrad", "wgrad")
-            for p in single
-            for d in (0.25, 1.0)
+    cases: list[tuple[Problem, str]] = []
+    for dtype in dtypes:
+        layers = [
+            Problem(c, c, height, width, dilation=dilation, dtype=dtype)
+            for c, height, width, dilation in REPORT_SHAPES
         ]
-        cases += [(p, "forward") for p in special_problems() if p.density < 1]
+        is_fine = scope == "full" and dtype == "float32"
+        densities = DENSITIES if is_fine else (0.1, 0.25, 0.5, 1.0)
+        forward = [replace(layer, density=d) for layer in layers for d in densities]
+        forward += [replace(layer, pattern=p) for layer in layers for p in patterns()[1:]]
+        training = [replace(layer, density=d) for layer in layers for d in (0.25, 0.5, 1.0)]
+        cases += [(p, "forward") for p in forward] + [(p, "training") for p in training]
+    if scope == "full":
+        for dtype in dtypes:
+            single = Problem(256, 256, 60, 80, dtype=dtype)
+            gradients = [replace(single, density=d) for d in (0.25, 0.5, 1.0)]
+            cases += [(p, mode) for mode in ("dgrad", "wgrad") for p in gradients]
+        cases += [(p, "forward") for p in special_problems() if p.density == 0.25]
         batch = Problem(128, 128, 60, 80, batch=4)
         cases += [(replace(batch, density=d), "forward") for d in (0.25, 0.5)]
     return list(dict.fromkeys(cases))

@@ -5,14 +5,13 @@ The paper has one FLOPs column for all three networks and no time (spec 5, 11).
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import nn
 
 import perfconv
-from perfconv._bench.networks import dense_calls, give_masks
+from perfconv._bench.networks import dense_calls, make_image, prepared
 from perfconv._bench.tasks import Options, Task
 from perfconv._bench.timing import compared
 from perfconv._bench.timing_cuda import make_clock
@@ -55,12 +54,8 @@ def make_network(kind: str, density: float) -> nn.Module:
 def measure(kind: str, density: float, size: tuple[int, int], options: Options) -> Iterator[dict]:
     clock = make_clock(options.device)
     calls, best = dense_calls("authors_resnet50", size, options.device, options.with_compile)
-    last = torch.channels_last
-    model = make_network(kind, density).to(clock.device, memory_format=last)
-    fast = perfconv.fuse(model, inplace=True)
-    image = torch.rand(1, 3, *size).to(clock.device).to(memory_format=last)
-    if kind != "truncated":
-        give_masks(fast, image, density)
+    image = make_image(size).to(clock.device).to(memory_format=torch.channels_last)
+    fast = prepared(make_network(kind, density), image, density)
     counted = perfconv.flops.count(fast, image)
     with torch.inference_mode():
         times = clock.measure({"dense": calls[best], kind: lambda: fast(image)}, options.pairs)
@@ -93,7 +88,7 @@ def describe(row: dict) -> str:
 def tasks(options: Options) -> list[Task]:
     if options.scope != "full":
         return []
-    few = replace(options, pairs=min(options.pairs, 7))
+    few = options.with_pairs(7)
     return [
         Task(
             f"table2-{kind}-{density}-{SIZE[0]}x{SIZE[1]}",

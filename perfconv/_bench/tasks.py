@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -25,9 +25,15 @@ class Options:
     modes: tuple[str, ...] | None = None  # passes; None: those of the scope
     sweep: dict[str, tuple] = field(default_factory=dict)  # field of Problem: the values it takes
 
+    has_own_pairs: bool = False  # pairs were asked for
+
     @property
     def is_quick(self) -> bool:
         return self.scope == "quick"
+
+    def with_pairs(self, most: int) -> "Options":
+        """For calls of a second and more: fewer pairs, unless their number was asked for."""
+        return self if self.has_own_pairs else replace(self, pairs=min(self.pairs, most))
 
 
 @dataclass(frozen=True)
