@@ -90,8 +90,16 @@ def evaluate(
     Returns:
         {"images": ..., task: {score: number}, "density": {layer: mean}, "macs": {...}}; no
         "density" without gates. A score that is not a number is None.
+
+    Raises:
+        ValueError: there are fewer images than processes.
     """
     process = process or Process(0, 1, next(network.parameters()).device)
+    if len(samples) < process.ranks:
+        raise ValueError(
+            f"evaluate: there must be an image for each process, got {len(samples)} for "
+            f"{process.ranks}. Start fewer processes or name another split."
+        )
     metrics = _metrics(tasks, len(samples.classes), thresholds)
     densities: dict[str, float] = {}
     was_training = network.training

@@ -18,7 +18,10 @@ import train_runs
 from real_samples import sample_folder
 
 from perfconv.cli import main
-from perfconv.train import load_model
+from perfconv.data import PerspectiveScenes
+from perfconv.train import build_network, load_model
+from perfconv.train.distributed import Process
+from perfconv.train.evaluation import evaluate
 
 
 def test_names_and_recipes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,6 +114,14 @@ def test_every_task_has_its_scores(tmp_path: Path) -> None:
     assert len(results["normals"]["within"]) == 3
     assert 0 <= results["boundary"]["ods"] <= 1
     json.dumps(results, allow_nan=False)
+
+
+def test_every_process_needs_an_image() -> None:
+    network = train_runs.network("baseline_resnet50")
+    model = build_network(network["name"], network["arguments"])
+    process = Process(0, 4, torch.device("cpu"))
+    with pytest.raises(ValueError, match="an image for each process, got 3 for 4"):
+        evaluate(model, PerspectiveScenes(3, size=(24, 32)), ["segmentation"], process=process)
 
 
 def test_cityscapes_has_instance_scores(tmp_path: Path) -> None:
