@@ -175,7 +175,10 @@ def test_other_quick_runs(name, problems, tmp_path):
     assert {row["problem"] for row in rows} == problems
 
 
-@pytest.mark.parametrize(("name", "count"), [("bottleneck", 2), ("resnet50", 1)])
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("bottleneck", 2), ("resnet50", 1), pytest.param("parser", 2, marks=pytest.mark.slow)],
+)
 def test_a_quick_run_of_gated_models(name, count, tmp_path, capsys):
     _, rows = run(tmp_path, name, "--quick")
     assert len(rows) == count

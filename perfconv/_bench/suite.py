@@ -11,6 +11,7 @@ from perfconv._bench import (
     machine,
     network,
     networks,
+    parser,
     pool,
     table2,
     train_step,
@@ -50,6 +51,7 @@ BENCHMARKS = (
         "resnet50", "network", "gated ResNet-50 trunk at 425x560", network.tasks, devices=("cpu",)
     ),
     Benchmark("networks", "network", "builders, torchvision and timm converted", networks.tasks),
+    Benchmark("parser", "network", "pag_resnet50, two sizes and dtypes, with memory", parser.tasks),
     Benchmark("table2", "network", "Table 2 of the deck: MACs and latency", table2.tasks),
     Benchmark("train-step", "train-step", "forward, backward and SGD", train_step.tasks),
 )
