@@ -301,8 +301,20 @@ def test_break_even_is_the_highest_density_that_was_faster(limit):
     assert len(asked) <= 2 + tune.STEPS
 
 
-def test_there_is_a_layer_for_every_class():
-    assert list(tune.LAYERS) == tuning.shape_classes()
+@pytest.mark.skipif(not TUNED, reason="no tuned kernel on this instruction set")
+@pytest.mark.parametrize("name", tuning.shape_classes())
+def test_the_layers_of_a_class_are_in_it(name):
+    """explain names the class that a layer's density is read from."""
+    torch.use_deterministic_algorithms(False)
+    tuning.use_table({other: {"float32": {"forward": 0.5}} for other in tune.LAYERS}, "a test")
+    try:
+        for layer in tune.LAYERS[name]:
+            case = ConvCase(layer)
+            options = case.options
+            reason = perfconv.explain(case.input, case.weight, case.mask, **options)[0][2]
+            assert f"({name}), a test" in reason
+    finally:
+        tuning.use_shipped_table()
 
 
 @pytest.mark.skipif(not TUNED, reason="no tuned kernel on this instruction set")
@@ -316,13 +328,14 @@ def test_tuning_is_kept_for_the_next_process(tmp_path, monkeypatch, capsys):
         assert str(path) in capsys.readouterr().out
         tuning.use_shipped_table()
         tuning.read_cache(path)
-        image, weight = torch.zeros(1, 64, 8, 8), torch.zeros(64, 64, 3, 3)
-        mask = torch.ones(1, 1, 8, 8, dtype=torch.bool)
-        mask[..., :4, :] = False
-        name, _, reason = perfconv.explain(image, weight, mask, padding=1)[0]
-        assert name == "dense"
-        assert "break-even density 0.25" in reason
-        assert "measured on this machine, 1 threads" in reason
+        for channels, limit in ((32, "0.25"), (64, "0.5")):  # 0.5 is promised there
+            image, weight = torch.zeros(1, channels, 8, 8), torch.zeros(channels, channels, 3, 3)
+            mask = torch.ones(1, 1, 8, 8, dtype=torch.bool)
+            mask[..., :3, :] = False
+            name, _, reason = perfconv.explain(image, weight, mask, padding=1)[0]
+            assert name == "dense"
+            assert f"break-even density {limit} of" in reason
+            assert "measured on this machine, 1 threads" in reason
     finally:
         tuning.use_shipped_table()
 
