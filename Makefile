@@ -41,8 +41,7 @@ EMULATOR_FILES := $(shell find tests/emulator -name '*.cpp' -o -name '*.h' -o -n
 TEST_BUILD = CMAKE_ARGS='$(CMAKE_ARGS) -DPERFCONV_EMULATED=ON'
 # Tests run in a folder without a perfconv in it: what they import is what is installed.
 OUTSIDE := build/outside
-PYTEST = cd $(OUTSIDE) && $(BIN)/pytest -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) \
-         -n $(WORKERS) --dist loadgroup
+PYTEST = cd $(OUTSIDE) && $(BIN)/pytest -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) -n $(WORKERS)
 
 .DELETE_ON_ERROR:
 .PHONY: demo dev native hooks test test-full test-isa smoke format lint lint-python lint-cpp lint-layering \

@@ -21,6 +21,9 @@ import torch
 
 import perfconv
 
+# Tests that count what the ones before them did, or build the distributions once for all.
+TOGETHER = ("tests/cuda/", "tests/build/", "tests/ops/test_conv_properties.py")
+
 hypothesis.settings.register_profile(
     "perfconv", derandomize=True, database=None, deadline=None, print_blob=False
 )
@@ -54,6 +57,18 @@ def one_thread() -> Iterator[None]:
 def pytest_report_header() -> str:
     info = perfconv.build_info()
     return f"perfconv: {info['cpu_isa']} kernels, built with torch {info['torch_build']}"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests go to the workers of pytest-xdist one by one, but TOGETHER stay in one process."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return next((scope for scope in TOGETHER if scope in nodeid), nodeid)
+
+    return Scheduler(config, log)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -26,13 +26,6 @@ print(perfconv.build_info()["version"], perfconv.__file__)
 """
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """In one process, which builds the distributions once for all."""
-    for item in items:
-        if item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.xdist_group("build"))
-
-
 @cache
 def without_network() -> tuple[str, ...]:
     """A command prefix that cuts off the network, where this system permits one."""

@@ -17,11 +17,8 @@ GPU_ONLY = "test_graphs.py"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """In one process; what asks for the kernels that were launched runs after all others."""
+    """What asks for the kernels that were launched runs when all others have run."""
     items.sort(key=lambda item: item.path.name == LAST)
-    for item in items:
-        if item.path.parent == FOLDER:
-            item.add_marker(pytest.mark.xdist_group("cuda"))
 
 
 @pytest.fixture
