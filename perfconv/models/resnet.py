@@ -62,6 +62,7 @@ class BasicBlock(nn.Module):
     """3x3, 3x3 and a shortcut; without a 1x1, ``stride_in_1x1`` changes nothing."""
 
     expansion = 1
+    conv_norm_pairs = (("conv1", "bn1"), ("conv2", "bn2"))  # for fuse
 
     def __init__(
         self,
@@ -92,6 +93,7 @@ class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1 and a shortcut."""
 
     expansion = 4
+    conv_norm_pairs = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"))
 
     def __init__(
         self,
@@ -183,6 +185,8 @@ class ResNet(nn.Module):
         channels = width if stem == "7x7" else 2 * width
         self.conv1 = _stem(stem, channels)
         self.bn1 = nn.BatchNorm2d(channels)
+        last = f"conv1.{len(self.conv1) - 1}" if isinstance(self.conv1, nn.Sequential) else "conv1"
+        self.conv_norm_pairs = ((last, "bn1"),)  # for fuse
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         infos, stride = [], 4

@@ -36,6 +36,8 @@ class DepthBranch(nn.Module):
         (torch.Size([1, 5, 5, 6]), torch.Size([1, 1, 5, 6]))
     """
 
+    conv_norm_pairs = (("conv1", "bn1"), ("conv2", "bn2"))  # for fuse
+
     def __init__(
         self,
         in_channels: int,

@@ -28,10 +28,12 @@ def fuse(model: Model, *, inplace: bool = False) -> Model:
     """A copy of ``model`` for inference: BatchNorm folded into convolutions, weights packed.
 
     Folded are the layers of gated blocks, where the shift of a BatchNorm becomes a bias that is
-    added at active pixels only, the branches of pooling modules, and every ``nn.Conv2d`` that a
-    BatchNorm follows in an ``nn.Sequential``, such as a projection. Nothing is folded across a
-    layer with a hook: somebody looks at what is between; nor into a convolution that the model
-    holds at a second place, nor in a subclass of ``nn.Sequential`` with a ``forward`` of its own.
+    added at active pixels only, the branches of pooling modules, every ``nn.Conv2d`` that a
+    BatchNorm follows in an ``nn.Sequential``, such as a projection, and what a module of ours says
+    by ``conv_norm_pairs``, paths of layers that its ``forward`` runs in a row. Nothing is folded
+    across a layer with a hook: somebody looks at what is between; nor into a convolution that the
+    model holds at a second place, nor in a subclass of ``nn.Sequential`` with a ``forward`` of its
+    own.
     State-dict keys change: keep the unfused model for training.
 
     With ``inplace`` gated blocks write their output into memory that they alone hold: an identity
@@ -65,6 +67,9 @@ def fuse(model: Model, *, inplace: bool = False) -> Model:
     fused = copy.deepcopy(model)
     uses = Counter(id(part) for module in fused.modules() for part in module._modules.values())
     for module in list(fused.modules()):
+        for conv_path, norm_path in getattr(module, "conv_norm_pairs", ()):
+            if uses[id(module.get_submodule(conv_path))] == 1:
+                _fold(module, conv_path, norm_path)
         if isinstance(module, GatedBlock):
             for stage in module.stages:
                 if uses[id(module.get_submodule(stage.conv))] == 1:

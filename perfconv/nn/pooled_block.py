@@ -37,6 +37,8 @@ class GatedPoolBottleneck(nn.Module):
     Source: Kong and Fowlkes 2019; their released network leaves this block without a gate.
     """
 
+    conv_norm_pairs = (("conv1", "bn1"), ("conv3", "bn3"))  # for fuse
+
     def __init__(
         self, block: nn.Module, *, gate: BinaryGate | None = None, perforate_f3: bool = True
     ) -> None:
@@ -106,15 +108,9 @@ class GatedPoolBottleneck(nn.Module):
         return torch.where(mask, activate(summed, "relu"), summed)
 
     def fuse_branches(self) -> None:
-        """Folds BatchNorm into F1 and F3, for inference; ``perfconv.fuse`` calls this."""
-        for conv_name, norm_name in (("conv1", "bn1"), ("conv3", "bn3")):
-            conv, norm = getattr(self, conv_name), getattr(self, norm_name)
-            weight, bias = folded(conv, norm)
-            conv.weight = nn.Parameter(weight.detach(), requires_grad=False)
-            conv.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-            setattr(self, norm_name, nn.Identity())
+        """``perfconv.fuse`` calls this: F3 becomes a layer whose weight is packed."""
         if type(self.conv3) is nn.Conv2d:
-            self.conv3.__class__ = PerforatedConv2d  # prepack packs its weight
+            self.conv3.__class__ = PerforatedConv2d
 
     def train(self, mode: bool = True) -> "GatedPoolBottleneck":
         """As ever, but BatchNorms of the block stay in evaluation mode; the pool's are its own."""

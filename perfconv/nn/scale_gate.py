@@ -37,6 +37,8 @@ class ScaleGate(NoisyGate):
         ([1.0], torch.Size([2, 1, 5, 5]))
     """
 
+    conv_norm_pairs = (("conv1", "bn1"), ("conv2", "bn2"))  # for fuse
+
     def __init__(
         self,
         in_channels: int,

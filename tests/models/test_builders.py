@@ -4,7 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from named_networks import VARIANTS, depth_for, narrow_network, narrow_trunk, table
+from networks import randomized
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 import perfconv
 from perfconv.models import builders
@@ -20,7 +22,7 @@ from perfconv.models.builders import (
 from perfconv.models.heads import DepthHead, make_heads, upsample
 from perfconv.models.multi_scale import MultiScaleTrunk
 from perfconv.models.parsers import DepthAwareParser, StageOutput
-from perfconv.models.resnet import FeatureInfo
+from perfconv.models.resnet import Bottleneck, FeatureInfo, ResNet
 from perfconv.nn import DepthAwarePool, MultiDilationPool, record_gates
 
 # ---- counts --------------------------------------------------------------------------------------
@@ -245,6 +247,33 @@ def test_fused_and_in_bfloat16() -> None:
     assert half.dtype == torch.bfloat16
     assert half.isfinite().all()
     assert "trunk.layer4.1.conv2.branches.weight" in fused.state_dict()
+
+
+@pytest.mark.parametrize(
+    "variant", [v for v in VARIANTS if not v.needs_depth], ids=lambda variant: variant.call
+)
+def test_fuse_leaves_no_batch_norm(variant) -> None:
+    """Stem, blocks without a gate, gates of pools, depth branches and heads are folded too."""
+    model = randomized(narrow_network(variant)).eval()
+    images = torch.rand(1, 3, 41, 56, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        fused = perfconv.fuse(model)
+        for found, wanted in zip(tree_leaves(fused(images)), tree_leaves(model(images)),
+                                 strict=True):  # fmt: skip
+            if wanted is not None and wanted.is_floating_point():
+                assert (found - wanted).norm() <= 1e-3 * wanted.norm()
+    left = [name for name, m in fused.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    assert not left
+
+
+def test_fuse_folds_the_three_conv_stem() -> None:
+    trunk = randomized(ResNet(Bottleneck, (1, 1, 1, 1), stem="three_convs", width=8)).eval()
+    fused, images = perfconv.fuse(trunk), torch.rand(1, 3, 32, 32)
+    assert isinstance(fused.bn1, nn.Identity)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            fused(images)["res5"], trunk(images)["res5"], rtol=1e-3, atol=1e-3
+        )
 
 
 # ---- torch's compilers ---------------------------------------------------------------------------
