@@ -33,6 +33,7 @@ FOREIGN = {
     "timm.tf_efficientnet_lite0": False,
     "segmentation_models_pytorch.resnet18": False,
     "segmentation_models_pytorch.efficientnet-b0": False,
+    "segmentation_models_pytorch.deeplabv3:resnet18": True,
 }
 SLOW = {
     "torchvision.regnet_x_400mf": True,
@@ -75,6 +76,9 @@ def foreign_network(name: str) -> nn.Module:
     make_importable("torchvision", package)
     if package == "segmentation_models_pytorch":
         smp = importlib.import_module(package)
+        head, _, encoder = kind.rpartition(":")
+        if head == "deeplabv3":
+            return smp.DeepLabV3(encoder, encoder_weights=None, classes=5, decoder_channels=16)
         return smp.Unet(kind, encoder_weights=None, classes=5, decoder_channels=(32, 16, 8, 8, 8))
     if package == "timm":
         return importlib.import_module("timm").create_model(kind, num_classes=5)

@@ -82,6 +82,33 @@ def coherent_conv(r: random.Random) -> dict:
     }
 
 
+def block_arguments(r: random.Random) -> list:
+    """Those of gated_block that follow its images; a list may hold anything."""
+    inner = r.choice([1, 3, 16])
+    kernels = r.choice([[1, 3, 1], [3, 3], [1, 2], [1, 5, 1]])
+    sides = [5, *[inner] * (len(kernels) - 1), 5]
+    weights = [
+        torch.randn(after, before, kernel, kernel)
+        for before, after, kernel in zip(sides, sides[1:], kernels, strict=False)
+    ]
+    lists = [
+        weights,
+        [torch.randn(len(weight)) for weight in weights],
+        r.choice([[], [torch.ops.perfconv.pack_weight(weight, 1) for weight in weights]]),
+        [1] * 2 * len(kernels),
+        [kernel // 2 for kernel in kernels for _ in range(2)],
+        [1] * 2 * len(kernels),
+        [1] * len(kernels),
+    ]
+    if r.random() < 0.5:
+        chosen = r.choice(lists)
+        if chosen:
+            chosen[r.randrange(len(chosen))] = any_value(r)
+    decides = [None, torch.randn(2, 5), None]
+    given = [torch.rand(r.choice([1, 2]), 1, 7, 6) < r.random(), None, None]
+    return [*r.choice([decides, given]), *lists, r.choice(ACTIVATIONS), r.choice(ACTIVATIONS)]
+
+
 def operator_call(r: random.Random) -> tuple[object, list, dict]:
     """A raw operator with arguments that are right but for one or two."""
     ops, c, one = torch.ops.perfconv, coherent_conv(r), [1, 1]
@@ -115,6 +142,8 @@ def operator_call(r: random.Random) -> tuple[object, list, dict]:
             torch.randn(c["mask"].numel(), 3), c["mask"], *active[:2], None,
         ]),
         (ops.pack_weight, [c["weight"], c["groups"]]),
+        (ops.gated_block, [torch.randn(2, 5, 7, 6), None, *block_arguments(r)]),
+        (ops.gated_block_into, [torch.randn(2, 5, 7, 6), None, *block_arguments(r)]),
     ]  # fmt: skip
     op, arguments = r.choice(calls)
     for _ in range(r.choice([0, 1, 1, 1, 2, 3])):

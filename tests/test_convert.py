@@ -1,6 +1,7 @@
 """convert, unconvert and fuse on networks of our own, of torchvision and of timm."""
 
 import copy
+import importlib
 from collections.abc import Callable
 from functools import partial
 
@@ -85,6 +86,39 @@ def test_gates_open_same_output(name: str) -> None:
     after = plain.state_dict()
     assert all(torch.equal(after[key], value) for key, value in before.items())
     assert not any(isinstance(module, GatedBlock) for module in plain.modules())
+
+
+@pytest.mark.parametrize("is_fused", [False, True])
+def test_features_by_torchvision(is_fused: bool) -> None:
+    """Its feature extractor traces the model: a gated block is one node of the graph."""
+    converted = perfconv.convert(network("torchvision.resnet18"))
+    for gate in perfconv.gates(converted).values():
+        nn.init.normal_(gate.conv.weight)
+    model = perfconv.fuse(converted, inplace=True) if is_fused else converted
+    extraction = importlib.import_module("torchvision.models.feature_extraction")
+    names = ("layer2", "layer3.0", "layer4")
+    extractor = extraction.create_feature_extractor(model, {name: name for name in names})
+    expected = {}
+    for name in names:
+        model.get_submodule(name).register_forward_hook(
+            lambda module, inputs, output, name=name: expected.update({name: output.clone()})
+        )
+    with torch.no_grad():
+        found = extractor(images())
+        model(images())
+    assert list(found) == list(names)
+    assert all(torch.equal(found[name], expected[name]) for name in names)
+    assert len(perfconv.gates(extractor)) == 8
+
+
+def test_a_traced_gated_convolution() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()).eval()
+    converted = perfconv.convert(model, filter=lambda name, layer: True)
+    traced = torch.fx.symbolic_trace(converted)
+    assert [node.op for node in traced.graph.nodes] == [
+        "placeholder", "call_module", "call_module", "output",
+    ]  # fmt: skip
+    assert torch.equal(output(traced, images()), output(converted, images()))
 
 
 @pytest.mark.parametrize("name", SOME)

@@ -171,6 +171,9 @@ def force_gates(
 ) -> None:
     """Sets every gate of ``model`` to a fixed behaviour, until the next call.
 
+    Gates over K branches, those of pools, choose as ever: each branch computes as much as any
+    other, so that their choice has no density.
+
     Args:
         model: any module; changed in place.
         density: 1.0 all open, 0.0 all closed, between them random masks of that expected density

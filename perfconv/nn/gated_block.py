@@ -18,7 +18,7 @@ from perfconv.nn.batch_norm import (
 )
 from perfconv.nn.block_structure import BlockStructure, NotResidual, Stage, block_structure, refusal
 from perfconv.nn.gate import BinaryGate, PixelGate
-from perfconv.nn.hooks import is_tapped
+from perfconv.nn.hooks import as_leaf, is_tapped
 from perfconv.nn.stage_conv import as_bool, convolve, geometry, pack_of
 from perfconv.nn.stage_masks import stage_masks, stage_sizes
 from perfconv.nn.whole_block import KeptStages, run_at_once, whole_block
@@ -166,6 +166,8 @@ class GatedBlock(nn.Module):
             ValueError: the gate's mask is not on the block's output grid, or a gate in "soft" mode
                 is trained with ``execution="sparse"``.
         """
+        if isinstance(input, torch.fx.Proxy):
+            return as_leaf(self, input)
         stages = None if self.training or self.execution == "dense" else whole_block(self, input)
         if stages is not None:
             return run_at_once(self, input, stages, owns_input)
@@ -223,7 +225,7 @@ class GatedBlock(nn.Module):
         masks: list | None,
     ) -> Tensor:
         branch = self._dense_branch(input, weight, masks)
-        summed = shortcut + weight.to(branch.dtype) * branch
+        summed = shortcut.to(branch.dtype) + weight.to(branch.dtype) * branch
         output = activate(summed, self.sum_activation)
         if self._is_projection() or self.gate.is_relaxed or self.sum_activation is None:
             return output
@@ -276,7 +278,7 @@ class GatedBlock(nn.Module):
         if hard is None:
             return output
         with torch.no_grad():
-            gain = self._gain(input, shortcut, output, mask, masks)
+            gain = self._gain(input, shortcut, output, mask, masks).to(output.dtype)
         return output + (hard - hard.detach()).to(gain.dtype) * gain
 
     def _gain(
@@ -338,6 +340,7 @@ class GatedBlock(nn.Module):
         conv, norm = self._conv(stage), self._norm(stage)
         if has_statistics(norm):
             features = convolve(stage, conv, features, mask, conv.weight, conv.bias)
+            shortcut = shortcut.to(features.dtype)
             summed = shortcut + active_batch_norm(norm, features, as_bool(mask))
             is_active = self._is_projection()
             skipped = activate(shortcut, self.sum_activation) if is_active else shortcut

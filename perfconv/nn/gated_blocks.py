@@ -120,7 +120,8 @@ class GatedBottleneck(GatedBlock):
         """ReLU(S + F3(mixed)), densely."""
         if self.structure.squeeze is not None:
             mixed = self._scaled(mixed, mixed)
-        return activate(shortcut + self._dense_stage(-1, mixed, None), self.sum_activation)
+        branch = self._dense_stage(-1, mixed, None)
+        return activate(shortcut.to(branch.dtype) + branch, self.sum_activation)
 
     def extra_repr(self) -> str:
         parts = [super().extra_repr()] if super().extra_repr() else []

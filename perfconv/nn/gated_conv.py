@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from perfconv.nn.conv import PerforatedConv2d
 from perfconv.nn.gate import BinaryGate, PixelGate
 from perfconv.nn.gated_block import GATE_GRADS
+from perfconv.nn.hooks import as_leaf
 from perfconv.ops.mask import ActivePixels, compact_mask
 
 
@@ -105,6 +106,8 @@ class GatedConv2d(PerforatedConv2d):
         """
         if mask is not None:
             return super().forward(input, mask)
+        if isinstance(input, torch.fx.Proxy):
+            return as_leaf(self, input)
         active = None if self.training else self.gate.active_pixels(input)
         if active is not None:
             self._check(active.mask, input)

@@ -1,7 +1,9 @@
-"""Who looks on: hooks on modules."""
+"""Who looks on: hooks on modules, tracers."""
+
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -29,3 +31,12 @@ def _has_hooks_within(module: nn.Module) -> bool:
         if part is not None and _has_hooks_within(part):
             return True
     return False
+
+
+def as_leaf(module: nn.Module, input: torch.fx.Proxy) -> Tensor:
+    """The call of ``module`` as one node of the graph that torch.fx traces.
+
+    What a gate decides, no trace can follow; torchvision's ``create_feature_extractor`` traces.
+    """
+    tracer: Any = input.tracer
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), (input,), {})

@@ -119,16 +119,8 @@ def perforated_conv2d(
     check_names(op, fill, activation, algorithm, groups, expected_density)
     if type(activate_base) is not bool:
         _refuse_flag(op, activate_base)
-    active_idx: Tensor | None = None
-    count: Tensor | None = None
-    if isinstance(mask, ActivePixels):
-        active_idx, count, mask = mask.active_idx, mask.count, mask.mask
-    check_bool_mask(op, mask)
-    if weight.dim() != 4:
-        raise ValueError(
-            f"{op}: weight must be (C_out, C_in / groups, K_h, K_w), got {tuple(weight.shape)}. "
-            "Reshape it."
-        )
+    mask, active_idx, count = mask_and_list(op, mask)
+    check_weight_rank(op, weight)
     is_unbatched = input.dim() == 3
     if is_unbatched:
         input, mask = input.unsqueeze(0), mask.unsqueeze(0) if mask.dim() == 3 else mask
@@ -295,6 +287,26 @@ def starts_at_16_bytes(image: Tensor) -> bool:
 def torch_allows_tf32() -> bool:
     """Whether torch may multiply float32 convolutions in tf32; compiled code keeps the answer."""
     return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+
+
+def mask_and_list(
+    op: str, mask: Tensor | ActivePixels
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The mask, and active_idx and count where it comes with them."""
+    active_idx: Tensor | None = None
+    count: Tensor | None = None
+    if isinstance(mask, ActivePixels):
+        active_idx, count, mask = mask.active_idx, mask.count, mask.mask
+    check_bool_mask(op, mask)
+    return mask, active_idx, count
+
+
+def check_weight_rank(op: str, weight: Tensor) -> None:
+    if weight.dim() != 4:
+        raise ValueError(
+            f"{op}: weight must be (C_out, C_in / groups, K_h, K_w), got {tuple(weight.shape)}. "
+            "Reshape it."
+        )
 
 
 def check_names(

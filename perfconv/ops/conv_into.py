@@ -9,7 +9,6 @@ from perfconv import _ext  # noqa: F401  (loads the operators)
 from perfconv.ops import tuning
 from perfconv.ops.arguments import (
     IntPair,
-    check_bool_mask,
     check_one_device,
     check_own_memory,
     check_same_dtype,
@@ -18,7 +17,12 @@ from perfconv.ops.arguments import (
     int_pair,
 )
 from perfconv.ops.autograd import has_tangent, may_need_gradient
-from perfconv.ops.conv import check_names, torch_allows_tf32
+from perfconv.ops.conv import (
+    check_names,
+    check_weight_rank,
+    mask_and_list,
+    torch_allows_tf32,
+)
 from perfconv.ops.mask import ActivePixels
 
 OP = "perforated_conv2d_into"
@@ -76,24 +80,13 @@ def perforated_conv2d_into(
     """
     tuning.follow_mode()
     check_tensor(OP, "base", base)
-    for name, value in (
-        ("input", input), ("weight", weight), ("bias", bias), ("packed_weight", packed_weight)
-    ):  # fmt: skip
-        if name != "packed_weight":
-            check_same_dtype(OP, name, value, base)
-        elif value is not None:
-            check_tensor(OP, name, value)
+    for name, value in (("input", input), ("weight", weight), ("bias", bias)):
+        check_same_dtype(OP, name, value, base)
+    if packed_weight is not None:
+        check_tensor(OP, "packed_weight", packed_weight)
     check_names(OP, "none", activation, algorithm, groups, expected_density)
-    active_idx: Tensor | None = None
-    count: Tensor | None = None
-    if isinstance(mask, ActivePixels):
-        active_idx, count, mask = mask.active_idx, mask.count, mask.mask
-    check_bool_mask(OP, mask)
-    if weight.dim() != 4:
-        raise ValueError(
-            f"{OP}: weight must be (C_out, C_in / groups, K_h, K_w), got {tuple(weight.shape)}. "
-            "Reshape it."
-        )
+    mask, active_idx, count = mask_and_list(OP, mask)
+    check_weight_rank(OP, weight)
     check_own_memory(OP, "base", base)
     if has_tangent((base, input, weight, bias)):
         raise NotImplementedError(

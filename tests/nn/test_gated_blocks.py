@@ -459,6 +459,27 @@ def test_gradients_of_a_small_block() -> None:
     assert torch.autograd.gradcheck(block, (input,))
 
 
+@pytest.mark.parametrize("gate_grad", ["dense", "active"])
+@pytest.mark.parametrize("batch_norm", ["frozen", "active"])
+@pytest.mark.parametrize(("name", "perforate_f3"), [("bottleneck", True), ("bottleneck", False),
+                                                    ("basic-stride", True)])  # fmt: skip
+def test_autocast_gives_one_dtype(
+    name: str, perforate_f3: bool, batch_norm: str, gate_grad: str
+) -> None:
+    """A float32 input, dense or sparse, while training or not: that of autocast."""
+    plain = plain_block(name)
+    options = {"batch_norm": batch_norm, "gate_grad": gate_grad}
+    block = block_of(plain, 0.3, perforate_f3, **options).float()
+    input = images(plain).float()
+    for execution in ("dense", "sparse"):
+        block.execution = execution
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs = [block.train()(input), block.eval()(input)]
+            with torch.no_grad():
+                outputs.append(block(input))
+        assert {output.dtype for output in outputs} == {torch.bfloat16}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
