@@ -21,14 +21,15 @@ from perfconv._bench.network import MARGIN
 from perfconv._bench.networks import LAYOUTS, folded, make_model
 from perfconv._bench.problems import mask_of_size
 from perfconv._bench.tasks import Options, Task
-from perfconv._bench.timing import Call, compared, fastest
-from perfconv._bench.timing_cuda import make_clock
+from perfconv._bench.timing import Call, CpuClock, compared, fastest
+from perfconv._bench.timing_cuda import DeviceClock, make_clock
 from perfconv.nn import PixelGate
 from perfconv.ops import ActivePixels
 
 SIZES = ((425, 560), (1024, 2048))
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 DENSITIES = (0.9, 0.7, 0.5)
+PEAKS = 5  # measurements of memory, of small images
 ROUNDS = (9, 3)  # at the small size and at the large one, at most; one call of each warms up
 
 
@@ -113,6 +114,12 @@ def check(parser: Parser, image: Tensor) -> None:
         raise AssertionError(f"the gated network is off by {error}")
 
 
+def peak(clock: CpuClock | DeviceClock, call: Call, repeats: int) -> int | None:
+    """The smallest of some: the allocator keeps now more, now less of what was freed before."""
+    found = [clock.peak_bytes(call) for _ in range(repeats)]
+    return min((value for value in found if value is not None), default=None)
+
+
 def measure(
     size: tuple[int, int],
     small: tuple[int, int],
@@ -136,15 +143,16 @@ def measure(
     for density in densities:
         parser.give(density)
         ratios[density] = perfconv.flops.count(parser.model, image)
+    repeats = PEAKS if size == small else 1
     with torch.inference_mode():
         dense()  # compiles
-        peaks = {name: clock.peak_bytes(call) for name, call in calls.items()}
+        peaks = {name: peak(clock, call, repeats) for name, call in calls.items()}
         times = clock.measure(calls, rounds)
     found = compared(times)
     for density in densities:
         row = found[str(density)]
         ratio, flops_ratio = 1 / row["speed_up"], ratios[density].flops_ratio
-        peak, dense_peak = peaks[str(density)], peaks["dense"]
+        peak_bytes, dense_peak = peaks[str(density)], peaks["dense"]
         yield {
             "algorithm": "auto",
             "density": density,
@@ -161,9 +169,11 @@ def measure(
             "active_macs": ratios[density].active_macs,
             "dense_macs": ratios[density].dense_macs,
             "holds": ratio <= flops_ratio + MARGIN,
-            "peak_bytes": peak,
+            "peak_bytes": peak_bytes,
             "dense_peak_bytes": dense_peak,
-            "memory_holds": None if None in (peak, dense_peak) else peak <= dense_peak,
+            "memory_holds": (
+                None if peak_bytes is None or dense_peak is None else peak_bytes <= dense_peak
+            ),
         }
 
 

@@ -121,13 +121,8 @@ def test_compile(variant) -> None:
 
 @pytest.mark.slow
 @every
-def test_export(variant) -> None:
+def test_export_and_onnx(variant, tmp_path: Path) -> None:
     check(variant, exported)
-
-
-@pytest.mark.slow
-@every
-def test_onnx(variant, tmp_path: Path) -> None:
     check(variant, partial(in_onnxruntime, tmp_path))
 
 
