@@ -18,7 +18,7 @@ from perfconv._bench.regression import changes, why_not_comparable
 from perfconv._bench.report import describe, shape_name, write_atomically
 from perfconv._bench.results_file import read
 
-GATED = {"bottleneck", "resnet50", "networks"}
+GATED = {"bottleneck", "resnet50", "networks", "parser"}
 
 
 def of(rows: Sequence[dict], *names: str) -> list[dict]:

@@ -26,6 +26,7 @@ class Benchmark:
     summary: str
     tasks: Callable[[Options], list[Task]]
     devices: tuple[str, ...] = ("cpu", "cuda")
+    is_long: bool = False  # minutes: runs when it is named, or in the quick scope
 
 
 BENCHMARKS = (
@@ -51,7 +52,13 @@ BENCHMARKS = (
         "resnet50", "network", "gated ResNet-50 trunk at 425x560", network.tasks, devices=("cpu",)
     ),
     Benchmark("networks", "network", "builders, torchvision and timm converted", networks.tasks),
-    Benchmark("parser", "network", "pag_resnet50, two sizes and dtypes, with memory", parser.tasks),
+    Benchmark(
+        "parser",
+        "network",
+        "pag_resnet50, two sizes and dtypes, with memory",
+        parser.tasks,
+        is_long=True,
+    ),
     Benchmark("table2", "network", "Table 2 of the deck: MACs and latency", table2.tasks),
     Benchmark("train-step", "train-step", "forward, backward and SGD", train_step.tasks),
 )
@@ -72,5 +79,6 @@ def plan(wanted: tuple[str, ...], options: Options) -> list[Task]:
         for benchmark in BENCHMARKS
         if not wanted or benchmark.name in wanted or benchmark.level in wanted
         if options.device in benchmark.devices
+        if wanted or options.is_quick or not benchmark.is_long
         for task in benchmark.tasks(options)
     ]

@@ -53,7 +53,7 @@ def make_network(kind: str, density: float) -> nn.Module:
 
 def measure(kind: str, density: float, size: tuple[int, int], options: Options) -> Iterator[dict]:
     clock = make_clock(options.device)
-    calls, best = dense_calls("authors_resnet50", size, options.device, options.with_compile)
+    calls, best, _ = dense_calls("authors_resnet50", size, options.device, options.with_compile)
     image = make_image(size).to(clock.device).to(memory_format=torch.channels_last)
     fast = prepared(make_network(kind, density), image, density)
     counted = perfconv.flops.count(fast, image)
