@@ -115,15 +115,17 @@ def pag_resnet50(
     weighting: str = "pag",
     perforate_f3: bool = True,
     gates_pool: bool = False,
+    at: str = "res5",
     tasks: Sequence[str] = SEGMENTATION,
     trunk: ResNet | None = None,
 ) -> SceneParser:
     """MP@Res5 and a gate in each of the 15 other bottlenecks: the deck's PAG network.
 
-    ``gates_pool`` gives the block that holds the pool a gate too.
+    ``gates_pool`` gives the block that holds the pool a gate too; ``at`` puts the pool elsewhere,
+    as in ``insert_pool``.
     """
-    trunk = trunk or resnet_trunk(50)
-    return _pag(trunk, weighting, perforate_f3, gates_pool, classes, tasks)
+    trunk = trunk or resnet_trunk(50, res6_channels=512 if at == "res6" else None)
+    return _pag(trunk, at, weighting, perforate_f3, gates_pool, classes, tasks)
 
 
 def pag_resnet101(
@@ -132,12 +134,13 @@ def pag_resnet101(
     weighting: str = "pag",
     perforate_f3: bool = True,
     gates_pool: bool = False,
+    at: str = "res5",
     tasks: Sequence[str] = SEGMENTATION,
     trunk: ResNet | None = None,
 ) -> SceneParser:
     """The same on a ResNet-101, 32 gates: the likely network of the deck's Cityscapes rows."""
-    trunk = trunk or resnet_trunk(101)
-    return _pag(trunk, weighting, perforate_f3, gates_pool, classes, tasks)
+    trunk = trunk or resnet_trunk(101, res6_channels=512 if at == "res6" else None)
+    return _pag(trunk, at, weighting, perforate_f3, gates_pool, classes, tasks)
 
 
 def gated_resnet50(
@@ -353,13 +356,14 @@ def _parser(trunk: ResNet, classes: int, tasks: Sequence[str]) -> SceneParser:
 
 def _pag(
     trunk: ResNet,
+    at: str,
     weighting: str,
     perforate_f3: bool,
     gates_pool: bool,
     classes: int,
     tasks: Sequence[str],
 ) -> SceneParser:
-    insert_pool(trunk, "res5", weighting=weighting)
+    insert_pool(trunk, at, weighting=weighting)
     gate_blocks(trunk, perforate_f3=perforate_f3, gates_pool=gates_pool)
     return _parser(trunk, classes, tasks)
 

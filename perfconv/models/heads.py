@@ -32,6 +32,13 @@ def upsample(map: Tensor, stride: int, size: Size) -> Tensor:
     return large[..., : size[0], : size[1]]
 
 
+def blurred(map: Tensor, radius: int) -> Tensor:
+    """The mean over squares of 2 * radius + 1 pixels, the border repeated: the deck's "-blur"."""
+    if not radius:
+        return map
+    return F.avg_pool2d(F.pad(map, [radius] * 4, mode="replicate"), 2 * radius + 1, 1)
+
+
 class SegmentationHead(nn.Module):
     """Convolution + BN + ReLU, dropout, 1x1 to the classes: logits under "segmentation".
 
@@ -90,9 +97,8 @@ class DepthHead(nn.Module):
     def forward(self, features: Mapping[str, Tensor], size: Size) -> dict[str, Tensor]:
         log_depth = self.regression(self.hidden(features[self.feature.name]))
         log_depth = upsample(log_depth, self.feature.stride, size)
-        if self.blur_radius and not self.training:
-            log_depth = F.pad(log_depth, [self.blur_radius] * 4, mode="replicate")
-            log_depth = F.avg_pool2d(log_depth, 2 * self.blur_radius + 1, 1)
+        if not self.training:
+            log_depth = blurred(log_depth, self.blur_radius)
         return {"log_depth": log_depth}
 
 

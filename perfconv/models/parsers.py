@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import _register_namedtuple
 
-from perfconv.models.heads import upsample
+from perfconv.models.heads import blurred, upsample
 from perfconv.models.multi_scale import MultiScaleTrunk
 from perfconv.models.resnet import ResNet
 from perfconv.nn.depth_branch import DepthPrediction
@@ -71,6 +71,7 @@ class DepthAwareParser(nn.Module):
         classes: of the classifier.
         refinement: the loops; None for the feed-forward network alone.
         dropout: before the classifier.
+        blur_radius: of the depth that ``predict`` gives, as of :class:`DepthHead`.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class DepthAwareParser(nn.Module):
         *,
         refinement: RecurrentRefinement | None = None,
         dropout: float = 0.1,
+        blur_radius: int = 0,
     ) -> None:
         super().__init__()
         info = trunk.feature_info[-1]
@@ -95,6 +97,7 @@ class DepthAwareParser(nn.Module):
         self.classifier = nn.Conv2d(info.channels, classes, 1)
         self.refinement = refinement
         self.stride = info.stride
+        self.blur_radius = blur_radius
 
     def forward(self, images: Tensor, depth: Tensor | None = None) -> list[StageOutput]:
         """The outputs of the feed-forward pass and of every loop, each for its losses.
@@ -138,5 +141,6 @@ class DepthAwareParser(nn.Module):
         depths = [s.depth.log_depth for s in stages if s.depth is not None]
         for log_depth in [depth for depth in depths if depth is not None][-1:]:
             size = (logits.size(2), logits.size(3))
-            found["log_depth"] = upsample(log_depth, self.stride, size)
+            large = upsample(log_depth, self.stride, size)
+            found["log_depth"] = blurred(large, self.blur_radius)
         return found

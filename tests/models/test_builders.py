@@ -123,6 +123,18 @@ def test_a_gated_network_with_open_gates_is_the_plain_one() -> None:
         torch.testing.assert_close(gated(images), plain(images), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("at", ["res3", "res6"])
+def test_gates_around_a_pool_elsewhere(at: str) -> None:
+    trunk = narrow_trunk(16 if at == "res6" else None)
+    model = pag_resnet50(5, at=at, trunk=trunk).eval()
+    assert len(perfconv.gates(model)) == (7 if at == "res6" else 6)
+    with record_gates(model) as record, torch.no_grad():
+        assert model(torch.rand(1, 3, 41, 56))["segmentation"].shape == (1, 5, 41, 56)
+    assert [call.name for call in record.choices] == [
+        {"res3": "trunk.layer2.1.conv2", "res6": "trunk.res6.3"}[at]
+    ]
+
+
 def test_dropped_blocks() -> None:
     trunk = narrow_trunk()
     whole = trunk.state_dict()
@@ -200,6 +212,13 @@ def test_blurred_depth() -> None:
     head.blur_radius = 0
     sharp = head(features, (20, 24))["log_depth"]
     torch.testing.assert_close(blurred[0, 0, 5, 7], sharp[0, 0, 4:7, 6:9].mean())
+    model = depth_aware_resnet50(4, trunk=narrow_trunk(16)).eval()
+    images = torch.rand(1, 3, 24, 32)
+    with torch.no_grad():
+        sharp = model.predict(images)["log_depth"]
+        model.blur_radius = 2
+        found = model.predict(images)["log_depth"]
+    torch.testing.assert_close(found[0, 0, 9, 9], sharp[0, 0, 7:12, 7:12].mean())
 
 
 def test_merged_predictions() -> None:

@@ -1,6 +1,6 @@
 """The pictures and numbers of one prediction."""
 
-import os
+import io
 from pathlib import Path
 
 import matplotlib  # noqa: F401  (where it is missing the command says so before it begins)
@@ -13,6 +13,7 @@ from perfconv.models import DepthAwareParser
 from perfconv.models.heads import upsample
 from perfconv.models.parsers import StageOutput
 from perfconv.nn import DepthAwarePool
+from perfconv.train.checkpoint import CheckpointError, replace_file
 
 FILES = {"log_depth": "depth"}  # tasks whose files are called otherwise
 
@@ -61,13 +62,12 @@ def write_arrays(prediction: Prediction, path: Path) -> Path:
     }
     if "labels" in arrays:
         arrays["labels"] = arrays["labels"].astype(np.int16)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
     try:
-        with partial.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        replace_file(path, buffer.getvalue())
+    except CheckpointError as error:
+        raise OSError(str(error)) from error
     return path
 
 
