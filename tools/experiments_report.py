@@ -248,12 +248,13 @@ def report(rows: Rows, folder: Path, latency: Path | None = None) -> str:
         "appends to; do not edit.",
         "",
         "Made-up scenes (`PerspectiveScenes`, 64 x 96 pixels, 400 for training, 100 for testing), "
-        "networks of about 0.4 million parameters, 400 steps of 8 images, or 300 of a base network "
-        "and 200 of what is made of it (`perfconv/train/scene_recipes.py`, fixed before the first "
-        "comparison). One row is one "
-        "recipe; runs with the same seed are pairs. A difference whose 95 % interval contains 0 is "
-        "**undecided**. What is found here says something of these small networks and scenes; the "
-        "authors' figures are of large ones and photos.",
+        "networks of 0.3 to 0.7 million parameters, 400 steps of 8 images, or 300 of a base "
+        "network and 200 of what is made of it (`perfconv/train/scene_recipes.py`, fixed before "
+        "the first comparison). One row is one recipe; runs with the same seed are pairs. A "
+        "difference whose 95 % interval contains 0 is **undecided**. What is found here says "
+        "something of these small networks and scenes; the authors' figures are of large ones and "
+        "photos. What can be read from it: "
+        "[reading.md](reading.md).",
         "",
         f"{len(rows.rows)} finished runs. Computed with "
         + "; ".join(f"torch {torch}, {isa}, threads {threads}" for torch, isa, threads in made)
