@@ -83,7 +83,7 @@ def measure(problem: Problem, pass_name: str, options: Options) -> Iterator[dict
         case.learns()
     with torch.set_grad_enabled(not is_forward):
         dense = dense_calls(case, pass_name, options.with_compile and pass_name == "forward")
-        best = fastest(dense)
+        best = fastest(dense, clock)
         calls = {"dense": dense[best], **own_calls(case, pass_name, algorithms)}
         if is_forward and options.with_peers:
             calls |= peers_of(

@@ -113,7 +113,7 @@ def measure(problem: Problem, options: Options) -> Iterator[dict]:
     with torch.inference_mode():
         case = Case(problem, clock.device)
         case.check()
-        layout = fastest({name: lambda n=name: case.one_dense(n) for name in case.inputs})
+        layout = fastest({n: lambda n=n: case.one_dense(n) for n in case.inputs}, clock)
         calls = {
             "pool": case.pooled,
             "one_dense": lambda: case.one_dense(layout),

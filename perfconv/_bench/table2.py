@@ -88,7 +88,7 @@ def describe(row: dict) -> str:
 def tasks(options: Options) -> list[Task]:
     if options.scope != "full":
         return []
-    few = options.with_pairs(7)
+    few = options.with_pairs(5)
     return [
         Task(
             f"table2-{kind}-{density}-{SIZE[0]}x{SIZE[1]}",

@@ -42,7 +42,7 @@ def device_record() -> dict:
     }
 
 
-class DeviceClock:
+class DeviceClock(CpuClock):
     """As :class:`CpuClock`, of the current GPU."""
 
     def __init__(self) -> None:
@@ -92,5 +92,5 @@ class DeviceClock:
         return torch.cuda.max_memory_allocated() - before
 
 
-def make_clock(device: str) -> CpuClock | DeviceClock:
+def make_clock(device: str) -> CpuClock:
     return DeviceClock() if device == "cuda" else CpuClock()

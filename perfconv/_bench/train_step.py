@@ -64,7 +64,7 @@ def measure(channels: int, size: int, density: float, options: Options) -> Itera
     for name, kind in LAYOUTS.items():
         model = freeze_norms(make_network(channels)).to(clock.device, memory_format=kind)
         dense[name] = step_of(model, images.to(memory_format=kind), labels)
-    best = fastest(dense)
+    best = fastest(dense, clock)
     last = images.to(memory_format=torch.channels_last)
     calls = {"dense": dense[best]}
     for name, learns in (("frozen gates", False), ("learning gates", True)):
