@@ -189,3 +189,13 @@ def test_markdown_has_the_same_numbers(tmp_path):
     row = next(row for row in recorded(1)[1:] if row["algorithm"] == "auto")
     assert f"{row['speed_up']:.2f}x" in text
     assert "&" not in text
+
+
+def test_runs_with_several_numbers_of_threads_stay_apart(tmp_path):
+    _head, *rows = recorded(1)
+    several = [{**row, "threads": threads} for threads in (1, 2) for row in rows]
+    found = charts.sections(several, "auto")
+    assert {section.threads for section in found} == {1, 2}
+    assert len(found) == 2 * len(charts.sections(rows, "auto"))
+    assert "1 threads" in found[0].title
+    assert len(regression.changes(several, several)) == 2 * len(rows)

@@ -115,10 +115,12 @@ class Section:
     pass_name: str
     dtype: str
     panels: list[Panel]
+    threads: int | None = None  # where a file has runs of several numbers
 
     @property
     def title(self) -> str:
-        return f"{self.pass_name}, {self.dtype}"
+        threads = "" if self.threads is None else f", {self.threads} threads"
+        return f"{self.pass_name}, {self.dtype}{threads}"
 
 
 def dense_macs(row: dict) -> int:
@@ -182,19 +184,20 @@ def make_panel(name: str, rows: Sequence[dict], algorithm: str) -> Panel:
 
 def sections(rows: Sequence[dict], algorithm: str) -> list[Section]:
     """Of the convolutions; shapes that ``algorithm`` was not measured on are left out."""
-    grouped: dict[tuple[str, str], dict[str, list[dict]]] = {}
+    grouped: dict[tuple[str, str, int], dict[str, list[dict]]] = {}
     for row in rows:
-        shapes = grouped.setdefault((row["pass"], row["dtype"]), {})
+        shapes = grouped.setdefault((row["pass"], row["dtype"], row.get("threads", 0)), {})
         shapes.setdefault(shape_name(row), []).append(row)
+    has_several = len({threads for _, _, threads in grouped}) > 1
     found = []
-    for (pass_name, dtype), shapes in grouped.items():
+    for (pass_name, dtype, threads), shapes in grouped.items():
         panels = [
             make_panel(name, own, algorithm)
             for name, own in shapes.items()
             if any(row["algorithm"] == algorithm for row in own)
         ]
         if panels:
-            found.append(Section(pass_name, dtype, panels))
+            found.append(Section(pass_name, dtype, panels, threads if has_several else None))
     order = ("forward", "graph", "training", "dgrad", "wgrad")
     return sorted(
         found, key=lambda s: (order.index(s.pass_name) if s.pass_name in order else 9, s.dtype)

@@ -67,8 +67,15 @@ def changes(old_rows: Iterable[dict], new_rows: Iterable[dict]) -> list[Change]:
 
 
 def by_key(rows: Iterable[dict]) -> dict[Key, dict]:
+    """Rows of one number of threads each, where a file has several."""
+    rows = list(rows)
+    has_several = len({row.get("threads") for row in rows}) > 1
+
+    def problem(row: dict) -> str:
+        return f"{row['problem']}, {row['threads']} threads" if has_several else row["problem"]
+
     return {
-        (row["problem"], row.get("pass", ""), row["algorithm"]): row
+        (problem(row), row.get("pass", ""), row["algorithm"]): row
         for row in rows
         if "speed_up" in row and row.get("algorithm", "dense") not in BASELINES
     }
