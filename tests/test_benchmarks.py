@@ -189,6 +189,14 @@ def test_a_quick_run_of_gated_models(name, count, tmp_path, capsys):
     assert "FLOPs" in capsys.readouterr().out
 
 
+def test_gated_blocks_as_graphs(tmp_path):
+    """Without a GPU the calls themselves; dense in both layouts, the gate apart."""
+    _, rows = run(tmp_path, "bottleneck", "--device", "cuda", "--dry-run", continues=False)
+    assert [row["pass"] for row in rows] == ["graph"] * 2
+    assert {row["dense"] for row in rows} <= {"nchw", "channels_last"}
+    assert all(row["gate_ms"] > 0 and row["read_gb_per_s"] > 0 for row in rows)
+
+
 @pytest.mark.slow
 def test_the_scripts_are_the_command():
     script = ROOT / "benchmarks" / "bench_pool.py"

@@ -5,6 +5,8 @@ out), BatchNorm folded, ReLU and addition in place. The gated block is what
 ``perfconv.fuse(inplace=True)`` gives, in channels_last; its gate is computed, its mask compacted
 and its halo found in every call, within the time.
 
+On a GPU both are CUDA graphs, in bfloat16 (--device cuda).
+
 Verdict: time ratio <= 1.05 * FLOPs ratio + one read of the input at the measured bandwidth + 3 %;
 with all gates open <= 1 + the gate's own cost + 2 %.
 """
@@ -13,6 +15,7 @@ import copy
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cache, partial
+from statistics import median
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +25,8 @@ import perfconv
 from perfconv._bench.gated_models import fold_batch_norms, read_bandwidth, reading_gate
 from perfconv._bench.problems import BlockProblem, block_problems, quick_block_problems
 from perfconv._bench.tasks import Options, Task
-from perfconv._bench.timing import cold_ms, compare, fastest
+from perfconv._bench.timing import cold_ms, compare, compared, fastest
+from perfconv._bench.timing_cuda import make_clock
 from perfconv.models.resnet import Bottleneck
 from perfconv.nn import GatedBottleneck
 
@@ -55,25 +59,28 @@ class DenseBottleneck(nn.Module):
 class Case:
     """The dense and the gated block of a problem, and the calls to time."""
 
-    def __init__(self, problem: BlockProblem, with_compile: bool) -> None:
+    def __init__(
+        self, problem: BlockProblem, with_compile: bool, device: torch.device | str = "cpu"
+    ) -> None:
         torch.manual_seed(problem.seed)
         dtype = getattr(torch, problem.dtype)
-        plain = plain_block(problem)
+        plain = plain_block(problem).to(device)
         self.problem = problem
-        self.mask = problem.mask()
-        image = torch.rand(1, problem.channels, problem.height, problem.width)
+        self.mask = problem.mask().to(device)
+        image = torch.rand(1, problem.channels, problem.height, problem.width).to(device)
         # The gate finds its mask in the first channel, to which the branch adds nothing.
         image[:, 0] = self.mask[:, 0]
         image = image.to(dtype)
         self.inputs = {name: image.to(memory_format=kind) for name, kind in LAYOUTS.items()}
         self.dense = {}
+        torch._dynamo.reset()  # a compilation of its own for each shape, not one for them all
         for name, kind in LAYOUTS.items():
             model = DenseBottleneck(plain).to(memory_format=kind)
             self.dense[name] = lambda model=model, name=name: model(self.inputs[name])
             if with_compile:
                 compiled = torch.compile(model)
                 self.dense[f"{name}, compiled"] = lambda c=compiled, n=name: c(self.inputs[n])
-        gate = reading_gate(problem.channels).to(dtype)
+        gate = reading_gate(problem.channels).to(device, dtype)
         gated = GatedBottleneck(plain, gate=gate).eval()
         self.block = perfconv.fuse(gated.to(memory_format=torch.channels_last), inplace=True)
         self.own = self.inputs["channels_last"].clone(memory_format=torch.channels_last)
@@ -117,24 +124,48 @@ def measure(problem: BlockProblem, options: Options) -> Iterator[dict]:
         best = fastest(case.dense)
         timed = compare(case.dense[best], case.sparse, pairs=options.pairs)
         gate_ms = cold_ms(case.gate, case.dense[best])
-    flops_ratio = case.flops_ratio()
     rate = bandwidth(16 if options.is_quick else 256)
-    read = case.own.nbytes / rate / (1e-3 * timed.baseline_ms)
+    yield verdict(case, best, asdict(timed), gate_ms, rate)
+
+
+def measure_graphs(problem: BlockProblem, options: Options) -> Iterator[dict]:
+    """The same as CUDA graphs, all of them; dense blocks are not compiled."""
+    clock = make_clock(options.device)
+    with torch.inference_mode():
+        case = Case(problem, False, clock.device)
+        case.check()
+        values = torch.ones((16 if options.is_quick else 256) << 18, device=clock.device)
+        calls = {**case.dense, "gated": case.sparse, "gate": case.gate, "read": values.sum}
+        times = clock.measure(
+            {name: clock.captured(call) for name, call in calls.items()}, options.pairs
+        )
+    medians = {name: median(t for t in found if t is not None) for name, found in times.items()}
+    best = min(case.dense, key=medians.__getitem__)
+    timed = compared({"dense": times[best], "gated": times["gated"]})["gated"]
+    rate = values.nbytes / (1e-3 * medians["read"])
+    yield verdict(case, best, timed, medians["gate"], rate)
+
+
+def verdict(case: Case, best: str, timed: dict, gate_ms: float, rate: float) -> dict:
+    """The row of a block; rate: bytes a second at which the machine reads memory."""
+    problem, dense_ms = case.problem, timed["baseline_ms"]
+    flops_ratio = case.flops_ratio()
+    read = case.own.nbytes / rate / (1e-3 * dense_ms)
     is_open = problem.density >= 1
-    bound = 1.02 + gate_ms / timed.baseline_ms if is_open else 1.05 * flops_ratio + read + 0.03
-    ratio = 1 / timed.speed_up
-    yield {
+    bound = 1.02 + gate_ms / dense_ms if is_open else 1.05 * flops_ratio + read + 0.03
+    ratio = 1 / timed["speed_up"]
+    return {
         "algorithm": "auto",
         **problem.record(),
         "density": float(case.mask.float().mean()),
         "dense": best,
-        **asdict(timed),
-        "dense_ms": timed.baseline_ms,
-        "gated_ms": timed.candidate_ms,
+        **timed,
+        "dense_ms": dense_ms,
+        "gated_ms": timed["candidate_ms"],
         "gate_ms": gate_ms,
         "ratio": ratio,
-        "ratio_low": 1 / timed.speed_up_high,
-        "ratio_high": 1 / timed.speed_up_low,
+        "ratio_low": 1 / timed["speed_up_high"],
+        "ratio_high": 1 / timed["speed_up_low"],
         "flops_ratio": flops_ratio,
         "read_ratio": read,
         "bound": bound,
@@ -158,6 +189,8 @@ def tasks(options: Options) -> list[Task]:
     problems = block_problems(densities, patterns)
     if options.is_quick:
         problems = quick_block_problems()
+    run, pass_name = (measure_graphs, "graph") if options.with_graphs else (measure, "")
     return [
-        Task(problem.name, partial(measure, problem, options), describe) for problem in problems
+        Task(problem.name, partial(run, problem, options), describe, pass_name)
+        for problem in problems
     ]

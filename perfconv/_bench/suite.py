@@ -34,13 +34,7 @@ BENCHMARKS = (
     Benchmark("compaction", "op", "compact_mask against nonzero", compaction.tasks),
     Benchmark("conv", "op", "forward, training, dgrad, wgrad; dense and peers", conv.tasks),
     Benchmark("pool", "op", "multi-dilation pool against its dense branches", pool.tasks),
-    Benchmark(
-        "bottleneck",
-        "block",
-        "fused gated bottlenecks against dense ones",
-        block.tasks,
-        devices=("cpu",),
-    ),
+    Benchmark("bottleneck", "block", "fused gated bottlenecks against dense ones", block.tasks),
     Benchmark(
         "breakdown",
         "block",
