@@ -190,6 +190,8 @@ def tasks(options: Options) -> list[Task]:
     if options.is_quick:
         problems = quick_block_problems()
     run, pass_name = (measure_graphs, "graph") if options.with_graphs else (measure, "")
+    if options.device == "cuda":
+        problems = [replace(problem, dtype="bfloat16") for problem in problems]
     return [
         Task(problem.name, partial(run, problem, options), describe, pass_name)
         for problem in problems
