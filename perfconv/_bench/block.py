@@ -13,7 +13,7 @@ with all gates open <= 1 + the gate's own cost + 2 %.
 
 import copy
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache, partial
 from statistics import median
 
