@@ -133,7 +133,7 @@ if [ -f "$root/tests/emulator/test_conformance.py" ]; then
   PERFCONV_WRITE_GOLDEN=1 step conformance 30 "${pytest[@]}" \
     "$root/tests/emulator/test_conformance.py" -m cuda
 fi
-benchmark=(env -u CUBLAS_WORKSPACE_CONFIG "$python" "$root/benchmarks/bench_cuda.py" --output "$results")
+benchmark=(env -u CUBLAS_WORKSPACE_CONFIG "$python" "$root/benchmarks/bench_cuda.py" --no-compile --output "$results")
 if [ $mode = dry ]; then
   step benchmark 150 "${benchmark[@]}" --dry-run --filter c64-64-1x30x40-k3-dil1-bfloat16-random0.25
 else

@@ -51,7 +51,7 @@ def test_dry_run_goes_through_every_step_once(tmp_path: Path) -> None:
     assert expected <= steps.keys()
     assert set(steps.values()) == {"passed"}
     assert {"device", "driver", "torch", "commit"} <= rows[0].keys()
-    assert any(row.get("algorithm") == "im2col" for row in rows)
+    assert any(row.get("algorithm") == "im2col_gemm" for row in rows)
     for name in ("tests", "graphs", "memcheck", "conformance"):  # each selects something
         assert re.search(r"[1-9]\d*(/\d+)? tests collected", (tmp_path / f"{name}.log").read_text())
 
