@@ -26,7 +26,7 @@ class Benchmark:
     summary: str
     tasks: Callable[[Options], list[Task]]
     devices: tuple[str, ...] = ("cpu", "cuda")
-    is_long: bool = False  # minutes: runs when it is named, or in the quick scope
+    is_long: bool = False  # runs only when it, or its level, is named
 
 
 BENCHMARKS = (
@@ -73,6 +73,6 @@ def plan(wanted: tuple[str, ...], options: Options) -> list[Task]:
         for benchmark in BENCHMARKS
         if not wanted or benchmark.name in wanted or benchmark.level in wanted
         if options.device in benchmark.devices
-        if wanted or options.is_quick or not benchmark.is_long
+        if wanted or not benchmark.is_long
         for task in benchmark.tasks(options)
     ]
