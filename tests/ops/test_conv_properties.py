@@ -178,6 +178,26 @@ def test_channels_at_tile_columns(channels: int, dtype: torch.dtype) -> None:
     )
 
 
+# Input channels: whole columns, which wgrad reads where they lie, or not; above 512 Ki sums its
+# blocks of 192 pixels are 384.
+WGRAD_BLOCKS = {
+    "one_short": Problem(batch=1, in_channels=64, out_channels=33, size=(1, 191), density=1.0),
+    "one_full": Problem(batch=1, in_channels=32, out_channels=64, size=(4, 48), density=1.0),
+    "one_more": Problem(batch=1, in_channels=96, out_channels=13, size=(1, 193), density=1.0),
+    "ragged": Problem(batch=2, in_channels=40, out_channels=36, size=(20, 21), density=0.7),
+    "stride": Problem(batch=2, in_channels=64, out_channels=24, size=(40, 21), stride=(2, 1)),
+    "groups": Problem(batch=3, in_channels=64, out_channels=48, groups=2, size=(13, 17)),
+    "wide": Problem(batch=1, in_channels=256, out_channels=256, size=(20, 21), density=0.95),
+}
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("name", WGRAD_BLOCKS)
+def test_gradients_at_blocks_of_tiles(name: str, layout: str) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        check(WGRAD_BLOCKS[name], dtype, "implicit_gemm", layout)
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("position", [0, 10, 11, 98, 49], ids=lambda p: f"pixel{p}")
 def test_one_active_pixel(position: int, algorithm: str) -> None:

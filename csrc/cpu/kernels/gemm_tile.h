@@ -117,31 +117,39 @@ void accumulate_rows(const typename V::Element* const* rows, int64_t first, int6
 
 template <class V, int kRows, int kVecs>
 void outer_rows(const typename V::Element* left, int64_t left_pitch,
-                const typename V::Element* right, int64_t steps, bool is_first, NextLines next,
-                typename V::Sum* out) {
-  constexpr int64_t kCols = kVecs * V::kLanes;
+                const typename V::Element* const* right, int64_t first, int64_t steps,
+                bool is_first, typename V::Sum* out, int64_t out_pitch, int64_t next_count) {
+  constexpr int64_t kLine = kCacheLine / sizeof(typename V::Sum);
+  constexpr int64_t kRowLines = std::max<int64_t>(1, kVecs * V::kLanes / kLine);
+  constexpr int64_t kRightLines = std::max<int64_t>(
+      1, kVecs * V::kLanes * V::kDepthStep * sizeof(typename V::Element) / kCacheLine);
+  const typename V::Sum* next = out + kRows * out_pitch;
+  int64_t lines = next_count * kRowLines;
   TileSums<V, kRows, kVecs> sums;
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 4
     for (int j = 0; j < kVecs; ++j) {
-      sums.value[m][j] = is_first ? V::zero() : V::load_sum(out + m * kCols + j * V::kLanes);
+      sums.value[m][j] = is_first ? V::zero() : V::load_sum(out + m * out_pitch + j * V::kLanes);
     }
   }
   for (int64_t k = 0; k < steps; ++k) {
-    step<V, kRows, kVecs>(sums, right, [&](int m) { return left + m * V::kDepthStep; });
+    step<V, kRows, kVecs>(sums, right[k] + first, [&](int m) { return left + m * V::kDepthStep; });
     left += left_pitch;
-    right += kCols * V::kDepthStep;
-    if (next.begin < next.end) {
-      __builtin_prefetch(next.begin, 1, 3);
-      next.begin += kCacheLine;
+    const auto* ahead = reinterpret_cast<const char*>(right[k + kStepsAhead] + first);
+#pragma GCC unroll 4
+    for (int64_t j = 0; j < kRightLines; ++j) __builtin_prefetch(ahead + j * kCacheLine, 0, 3);
+    if (lines > 0) {  // one line a step: a burst would stall
+      --lines;
+      __builtin_prefetch(next + lines % kRowLines * kLine, 1, 3);
+      if (lines % kRowLines == 0) next += out_pitch;
     }
   }
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 4
     for (int j = 0; j < kVecs; ++j) {
-      V::store_sum(out + m * kCols + j * V::kLanes, sums.value[m][j]);
+      V::store_sum(out + m * out_pitch + j * V::kLanes, sums.value[m][j]);
     }
   }
 }
@@ -183,10 +191,12 @@ GemmKernel<typename V::Element, typename V::Sum> make_gemm_kernel() {
                                                     next_count);
     });
   };
-  kernel.outer = [](const Element* left, int64_t left_pitch, const Element* right, int64_t steps,
-                    int64_t count, bool is_first, NextLines next, Sum* out) {
+  kernel.outer = [](const Element* left, int64_t left_pitch, const Element* const* right,
+                    int64_t first, int64_t steps, int64_t count, bool is_first, Sum* out,
+                    int64_t out_pitch, int64_t next_count) {
     visit_rows<kTileRows>(count, [&](auto m) {
-      outer_rows<V, decltype(m)::value, kVecs>(left, left_pitch, right, steps, is_first, next, out);
+      outer_rows<V, decltype(m)::value, kVecs>(left, left_pitch, right, first, steps, is_first, out,
+                                               out_pitch, next_count);
     });
   };
   return kernel;

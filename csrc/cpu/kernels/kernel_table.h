@@ -23,6 +23,9 @@ struct NextLines {
   const char* end = nullptr;
 };
 
+// How far GemmKernel::outer looks ahead.
+inline constexpr int64_t kStepsAhead = 16;
+
 // A register tile of tile_rows x tile_cols sums. A panel holds tile_cols columns of the right
 // operand, [depth][tile_cols], or [depth / 2][tile_cols][2] when depth_step is 2 (dot-product
 // instructions take two neighbouring depths at once); unused columns are zero.
@@ -44,11 +47,14 @@ struct GemmKernel {
                      const A* panel, Acc* const* out, int64_t out_first,
                      int64_t next_count) = nullptr;
 
-  // out[m * tile_cols + n] += sum over k < steps of left[k * left_pitch + m] * right[k][n], n <
-  // tile_cols, for m < count; is_first: = instead of +=. right is laid out like a panel; left holds
-  // depth_step interleaved depths, and left_pitch counts elements.
-  void (*outer)(const A* left, int64_t left_pitch, const A* right, int64_t steps, int64_t count,
-                bool is_first, NextLines next, Acc* out) = nullptr;
+  // out[m * out_pitch + n] += sum over k < steps of left[k * left_pitch + m] * right[k][first + n],
+  // n < tile_cols, for m < count; is_first: = instead of +=. With a depth_step of 2 a step is two
+  // depths: left holds [m][2], a right row [n][2]. first and the pitches count elements. The
+  // next_count rows of out after these are fetched meanwhile, and the rows of right kStepsAhead
+  // steps before their use: right goes on that far.
+  void (*outer)(const A* left, int64_t left_pitch, const A* const* right, int64_t first,
+                int64_t steps, int64_t count, bool is_first, Acc* out, int64_t out_pitch,
+                int64_t next_count) = nullptr;
 };
 
 // Work along the channels of one pixel. T is the storage type, Acc the type of the sums.
