@@ -23,6 +23,16 @@ struct Block {
   Activation sum_activation;  // of the sum
 };
 
+Block checked(const char* op, const BlockTensors& tensors,
+              const std::vector<Tensor>& packed_weights, const BlockNumbers& numbers,
+              const std::string& activation, const std::string& sum_activation) {
+  return {.tensors = tensors,
+          .packed_weights = packed_weights,
+          .stages = check_gated_block(op, tensors, packed_weights, numbers),
+          .activation = parse_activation(op, activation),
+          .sum_activation = parse_activation(op, sum_activation)};
+}
+
 // The gate's decision.
 void decide_mask(const Block& block, const Tensor& rows, const Tensor& decided) {
   const BlockTensors& t = block.tensors;
@@ -115,12 +125,8 @@ std::tuple<Tensor, Tensor> gated_block(
     const std::string& sum_activation, bool /*allow_tf32*/) {
   constexpr const char* kOp = "gated_block";
   const BlockTensors tensors{input, shortcut, mask, gate_weight, gate_bias, weights, biases};
-  const Block block{.tensors = tensors,
-                    .packed_weights = packed_weights,
-                    .stages = check_gated_block(kOp, tensors, packed_weights,
-                                                {stride, padding, dilation, groups}),
-                    .activation = parse_activation(kOp, activation),
-                    .sum_activation = parse_activation(kOp, sum_activation)};
+  const Block block = checked(kOp, tensors, packed_weights, {stride, padding, dilation, groups},
+                              activation, sum_activation);
   const Tensor decided = empty_decision(block);
   return {in_layout(run(block, decided, {}), is_channels_last(input)), decided};
 }
@@ -139,12 +145,8 @@ Tensor gated_block_into(const Tensor& base, const OptionalTensor& input, const O
   const OptionalTensor shortcut = input ? OptionalTensor(rows) : std::nullopt;
   const BlockTensors tensors{
       input ? *input : rows, shortcut, mask, gate_weight, gate_bias, weights, biases};
-  const Block block{.tensors = tensors,
-                    .packed_weights = packed_weights,
-                    .stages = check_gated_block(kOp, tensors, packed_weights,
-                                                {stride, padding, dilation, groups}),
-                    .activation = parse_activation(kOp, activation),
-                    .sum_activation = parse_activation(kOp, sum_activation)};
+  const Block block = checked(kOp, tensors, packed_weights, {stride, padding, dilation, groups},
+                              activation, sum_activation);
   check_overwritten(kOp, base, tensors);
   const Tensor decided = empty_decision(block);
   run(block, decided, rows);
