@@ -1,6 +1,7 @@
 """The benchmarks run, agree with the dense result, and continue a file. No time is judged here."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -211,7 +212,9 @@ def test_pytest_benchmark_writes_its_json(tmp_path):
     path = tmp_path / "speed.json"
     command = [sys.executable, "-m", "pytest", "-q", str(ROOT / "benchmarks"), "--benchmark-only"]
     command += [f"--benchmark-json={path}", "-k", "c64-64 and float32 and random0.25"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    # Under pytest-xdist it would take itself for a worker, which measures nothing.
+    alone = {key: value for key, value in os.environ.items() if "PYTEST_XDIST" not in key}
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=alone)
     assert result.returncode == 0, result.stdout
     found = json.loads(path.read_text())["benchmarks"]
     assert {entry["extra_info"]["method"] for entry in found} >= {"dense", "auto", "matmul"}
