@@ -111,7 +111,12 @@ def test_quick_convolutions(tmp_path, capsys):
     assert peers_here <= {row["algorithm"] for row in forward}
     assert {"training", "dgrad", "wgrad"} <= {row["pass"] for row in rows}
     assert all(row["gflops"] > 0 for row in rows)
-    assert all(row["peak_bytes"] is None or row["peak_bytes"] >= 0 for row in rows)
+    for row in forward:
+        output, patches = row["out_channels"], 9 * row["channels"] * row["density"]
+        pixels = 4 * row["height"] * row["width"]
+        assert row["peak_bytes"] >= 0.9 * pixels * output * (row["algorithm"] != "matmul")
+        if row["algorithm"] == "im2col_gemm":
+            assert row["peak_bytes"] >= 0.9 * pixels * (output + patches)
     (bar,) = {row["is_same_function"] for row in rows if row["algorithm"] == "matmul"}
     assert bar is False
     text = capsys.readouterr().out

@@ -21,15 +21,14 @@ from perfconv._bench.network import MARGIN
 from perfconv._bench.networks import LAYOUTS, folded, make_model
 from perfconv._bench.problems import mask_of_size
 from perfconv._bench.tasks import Options, Task
-from perfconv._bench.timing import Call, CpuClock, compared, fastest
-from perfconv._bench.timing_cuda import DeviceClock, make_clock
+from perfconv._bench.timing import Call, compared, fastest
+from perfconv._bench.timing_cuda import make_clock
 from perfconv.nn import PixelGate
 from perfconv.ops import ActivePixels
 
 SIZES = ((425, 560), (1024, 2048))
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 DENSITIES = (0.9, 0.7, 0.5)
-PEAKS = 5  # measurements of memory, of small images
 ROUNDS = (9, 3)  # at the small size and at the large one, at most; one call of each warms up
 
 
@@ -114,12 +113,6 @@ def check(parser: Parser, image: Tensor) -> None:
         raise AssertionError(f"the gated network is off by {error}")
 
 
-def peak(clock: CpuClock | DeviceClock, call: Call, repeats: int) -> int | None:
-    """The smallest of some: the allocator keeps now more, now less of what was freed before."""
-    found = [clock.peak_bytes(call) for _ in range(repeats)]
-    return min((value for value in found if value is not None), default=None)
-
-
 def measure(
     size: tuple[int, int],
     small: tuple[int, int],
@@ -143,10 +136,9 @@ def measure(
     for density in densities:
         parser.give(density)
         ratios[density] = perfconv.flops.count(parser.model, image)
-    repeats = PEAKS if size == small else 1
     with torch.inference_mode():
         dense()  # compiles
-        peaks = {name: peak(clock, call, repeats) for name, call in calls.items()}
+        peaks = {name: clock.peak_bytes(call) for name, call in calls.items()}
         times = clock.measure(calls, rounds)
     found = compared(times)
     for density in densities:
@@ -171,22 +163,17 @@ def measure(
             "holds": ratio <= flops_ratio + MARGIN,
             "peak_bytes": peak_bytes,
             "dense_peak_bytes": dense_peak,
-            "memory_holds": (
-                None if peak_bytes is None or dense_peak is None else peak_bytes <= dense_peak
-            ),
+            "memory_holds": peak_bytes <= dense_peak,
         }
 
 
 def describe(row: dict) -> str:
-    memory = ""
-    if row["memory_holds"] is not None:
-        peak, dense = (row[name] / 2**20 for name in ("peak_bytes", "dense_peak_bytes"))
-        memory = f"  peak {peak:.0f} of {dense:.0f} MiB"
+    peak, dense = (row[name] / 2**20 for name in ("peak_bytes", "dense_peak_bytes"))
     return (
         f"{row['problem']} at {row['density']}: dense {row['baseline_ms']:.0f} ms "
         f"({row['dense']})  gated {row['candidate_ms']:.0f} ms  ratio {row['ratio']:.3f} "
         f"({row['ratio_low']:.3f}-{row['ratio_high']:.3f})  FLOPs {row['flops_ratio']:.3f}  "
-        f"{'holds' if row['holds'] else 'MISSED'}{memory}"
+        f"{'holds' if row['holds'] else 'MISSED'}  peak {peak:.0f} of {dense:.0f} MiB"
     )
 
 

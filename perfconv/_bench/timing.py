@@ -1,23 +1,24 @@
 """Clocks: calls timed in turn, medians with quartiles, and what machine it was."""
 
-import ctypes
-import gc
+import os
 import platform
 import statistics
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 import perfconv
 
 Call = Callable[[], object]
 FEWEST_ROUNDS = 5
+MEMORY = "[memory]"  # an event of the profiler: bytes taken or given back
 
 
 @dataclass(frozen=True)
@@ -87,28 +88,35 @@ class CpuClock:
         """There are no graphs on a CPU: the call itself."""
         return call
 
-    def peak_bytes(self, call: Call) -> int | None:
-        """What the call adds to the resident memory at its height, in a thread of its own.
+    def peak_bytes(self, call: Call) -> int:
+        """What torch has allocated for the call at its height, its result included.
 
-        A new thread begins without the buffers that kernels keep between calls.
+        Buffers that kernels keep for themselves are not in it, here or on a GPU.
         """
-        status, control = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-        gc.collect()
-        try:
-            ctypes.CDLL(None).malloc_trim(0)
-            control.write_text("5")  # resets VmHWM, proc(5)
-            before = _status_kib(status, "VmRSS")
-            worker = threading.Thread(target=call)
-            worker.start()
-            worker.join()
-            return 1024 * max(0, _status_kib(status, "VmHWM") - before)
-        except (OSError, AttributeError, KeyError):  # not Linux, or not allowed
-            return None
+        with (
+            _without_stderr(),  # the profiler reports each start and stop there
+            profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled,
+        ):
+            call()
+        events = profiled.profiler.kineto_results.events()
+        changes = [(event.start_ns(), event.nbytes()) for event in events if event.name() == MEMORY]
+        held = peak = 0
+        for _, change in sorted(changes):
+            held += change
+            peak = max(peak, held)
+        return peak
 
 
-def _status_kib(path: Path, name: str) -> int:
-    lines = dict(line.split(":", 1) for line in path.read_text().splitlines())
-    return int(lines[name].split()[0])
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def compared(

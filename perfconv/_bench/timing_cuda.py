@@ -83,7 +83,7 @@ class DeviceClock(CpuClock):
             name: [mark[name][0].elapsed_time(mark[name][1]) for mark in marks] for name in calls
         }
 
-    def peak_bytes(self, call: Call) -> int | None:
+    def peak_bytes(self, call: Call) -> int:
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
