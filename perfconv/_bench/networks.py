@@ -118,6 +118,8 @@ def check_same(model: nn.Module, other: nn.Module, image: Tensor) -> None:
     with torch.inference_mode():
         wanted, found = (tree_leaves(network(image)) for network in (model, other))
     for value, own in zip(wanted, found, strict=True):
+        if value is None and own is None:  # a task that the network was not asked for
+            continue
         if not (own - value).norm() <= 1e-3 * value.norm():
             raise AssertionError(f"{type(model).__name__}: the network to be timed is off")
 
