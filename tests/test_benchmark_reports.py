@@ -181,6 +181,12 @@ def test_the_figures_of_the_readme_are_those_of_their_file(tmp_path):
     assert again.read_text() == readme.read_text()
 
 
+def test_batches_are_shapes_of_their_own():
+    row = next(row for row in recorded(1)[1:] if "kernel" in row)
+    names = {report.shape_name({**row, "batch": batch}) for batch in (1, 4)}
+    assert len(names) == 2
+
+
 def test_markdown_has_the_same_numbers(tmp_path):
     path = write(tmp_path / "run.jsonl", recorded(1))
     target = tmp_path / "report.md"

@@ -21,8 +21,9 @@ DENSITIES = (0.1, 0.25, 0.5, 0.75, 1.0)
 def shape_name(row: dict) -> str:
     groups = "" if row["groups"] == 1 else f", {row['groups']} groups"
     kernel = f"{row['kernel']}x{row['kernel']}"
+    batch = "" if row["batch"] == 1 else f"{row['batch']} x "
     return (
-        f"{row['channels']} to {row['out_channels']}, {row['height']}x{row['width']}, "
+        f"{row['channels']} to {row['out_channels']}, {batch}{row['height']}x{row['width']}, "
         f"{kernel} dilation {row['dilation']}{groups}"
     )
 
