@@ -81,6 +81,13 @@ def test_a_full_plan_sweeps_what_it_says():
     for name, least in (("channels", 4), ("height", 3), ("dilation", 2), ("batch", 2)):
         assert len({getattr(problem, name) for problem in found}) >= least, name
     assert {"random", "blobs", "band"} <= {problem.pattern for problem in found}
+    for layers in (
+        [problem for problem in found if problem.groups == problem.channels],  # depthwise
+        [problem for problem in found if problem.groups not in (1, problem.channels)],
+        [problem for problem in found if problem.channels < 16],
+        [problem for problem in found if problem.kernel == 1],
+    ):
+        assert {0.25, 0.5} <= {problem.density for problem in layers}
     assert {mode for _, mode in conv_problems("full")} == {"forward", "training", "dgrad", "wgrad"}
     assert {"op", "block", "network", "train-step"} == set(suite.LEVELS)
 
