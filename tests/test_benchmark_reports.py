@@ -163,7 +163,7 @@ def test_the_document_is_replaced_between_its_marks(tmp_path):
     assert text.endswith("after\n")
     assert "old" not in text
     assert "64 to 64, 30x40" in text
-    assert "density 0.5" in text
+    assert "| 0.5 |" in text
 
 
 def test_the_figures_of_the_readme_are_those_of_their_file(tmp_path):
@@ -171,12 +171,11 @@ def test_the_figures_of_the_readme_are_those_of_their_file(tmp_path):
     readme = ROOT / "README.md"
     table = readme.read_text().split(report.BEGIN)[1].split(report.END)[0]
     source = ROOT / re.search(r"`(benchmarks/results/[^`]+[.]jsonl)`", table)[1]
-    shapes = re.findall(r"^[|] ([0-9]+ to [^|]+?) [|]", table, re.MULTILINE)
-    headings = re.findall(r"^[*][*](.+), (.+)[*][*]$", table, re.MULTILINE)
+    cases = re.findall(r"^[|] (\w+), (\w+) [|] ([0-9]+ to [^|]+?) [|]", table, re.MULTILINE)
+    passes, dtypes, shapes = (list(dict.fromkeys(column)) for column in zip(*cases, strict=True))
     again = tmp_path / "README.md"
     again.write_text(readme.read_text())
-    passes = list(dict.fromkeys(name for name, _ in headings))
-    arguments = ["--shapes", *dict.fromkeys(shapes), "--pass", *passes]
+    arguments = ["--shapes", *shapes, "--pass", *passes, "--dtype", *dtypes]
     assert report.main([str(source), *arguments, "--update", str(again)]) == 0
     assert again.read_text() == readme.read_text()
 
