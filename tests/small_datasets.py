@@ -121,10 +121,48 @@ def write_sunrgbd(root: Path) -> np.ndarray:
     """One image; its depth in millimetres."""
     save(root / "image/train/img-000001.jpg", colours(1))
     save(root / "label37/train/img-000001.png", random(1).integers(0, 38, SIZE, dtype=np.uint8))
+    return save_turned(root / "depth/train/img-000001.png")
+
+
+def save_turned(path: Path) -> np.ndarray:
+    """Depth as SUN RGB-D has it, the millimetres' bits turned; the millimetres."""
     millimetres = random(2).integers(0, 12000, SIZE).astype(np.uint16)
-    turned = ((millimetres << 3) | (millimetres >> 13)).astype(np.uint16)
-    save(root / "depth/train/img-000001.png", turned)
+    save(path, ((millimetres << 3) | (millimetres >> 13)).astype(np.uint16))
     return millimetres
+
+
+def write_sunrgbd_official(root: Path) -> list[np.ndarray]:
+    """Three images as downloaded, the second and third for training; the labels of all."""
+    import h5py
+    from scipy.io import savemat
+
+    folders = ["kv1/b3dodata/img_0063", "kv2/align_kv2/0002-resize", "xtion/sun3ddata/brown_1/r"]
+    kind = [("sequenceName", object), ("depthpath", object), ("rgbpath", object), ("K", object)]
+    metadata = root / "SUNRGBDtoolbox/Metadata"
+    metadata.mkdir(parents=True)
+    entries, labels = np.empty((1, len(folders)), kind), []
+    for number, folder in enumerate(folders):
+        there = f"/n/fs/sun3d/data/SUNRGBD/{folder}"
+        save(root / f"SUNRGBD/{folder}/image/{number}.jpg", colours(number))
+        save_turned(root / f"SUNRGBD/{folder}/depth_bfx/{number}.png")
+        matrix = np.array([[520.5 + number, 0, 365], [0, 530.5, 265], [0, 0, 1]])
+        entries[0, number] = (
+            f"SUNRGBD/{folder}",
+            f"{there}/depth_bfx/{number}.png",
+            f"{there}//image/{number}.jpg",
+            matrix,
+        )
+        labels.append(random(10 + number).integers(0, 38, SIZE, dtype=np.uint8))
+    savemat(metadata / "SUNRGBDMeta.mat", {"SUNRGBDMeta": entries})
+    with h5py.File(metadata / "SUNRGBD2Dseg.mat", "w", userblock_size=512) as file:
+        places = file.create_dataset("SUNRGBD2Dseg/seglabel", (len(labels), 1), h5py.ref_dtype)
+        for number, values in enumerate(labels):
+            places[number, 0] = file.create_dataset(f"#refs#/{number}", data=values.T).ref
+    split = root / "SUNRGBDtoolbox/traintestSUNRGBD/allsplit.mat"
+    split.parent.mkdir()
+    paths = np.array([f"/n/fs/sun3d/data/SUNRGBD/{folder}/" for folder in folders], dtype=object)
+    savemat(split, {"alltrain": paths[None, :0:-1], "alltest": paths[None, :1]})
+    return labels
 
 
 def write_bsds500(root: Path, annotators: int = 3) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Readers of data sets: small files of the same formats, their refusals, and real samples."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,11 @@ pytest.importorskip("scipy", reason="SciPy is not installed")
 import small_datasets
 from real_samples import sample_folder
 
-from perfconv.data import flip, normals_from_depth
+from perfconv.data import Camera, flip, normals_from_depth
 from perfconv.data.bsds500 import BSDS500
 from perfconv.data.cityscapes import Cityscapes
 from perfconv.data.dataset import LabelledImages, Readable
-from perfconv.data.files import DataError
+from perfconv.data.files import DataError, read_rgb
 from perfconv.data.nyuv2 import NYUv2
 from perfconv.data.stanford import Stanford2D3D, find_turn, viewer_normals
 from perfconv.data.sunrgbd import SUNRGBD
@@ -130,6 +131,44 @@ def test_sunrgbd(tmp_path: Path) -> None:
     torch.testing.assert_close(dataset[0].depth_m[0], expected)
 
 
+def test_sunrgbd_official(tmp_path: Path) -> None:
+    labels = small_datasets.write_sunrgbd_official(tmp_path)
+    train, test = SUNRGBD(tmp_path), SUNRGBD(tmp_path, "test")
+    assert train.names == ("kv2/align_kv2/0002-resize", "xtion/sun3ddata/brown_1/r")
+    assert test.names == ("kv1/b3dodata/img_0063",)
+    for sample, values in zip((test[0], train[0], train[1]), labels, strict=True):
+        numbers = torch.from_numpy(values.astype(np.int64))
+        assert torch.equal(sample.labels, torch.where(numbers == 0, 255, numbers - 1))
+        assert 7 < sample.depth_m.max() <= 8
+    assert train[0].camera == Camera(521.5, 530.5, 364.0, 264.0)
+    torch.testing.assert_close(train[0].image, read_rgb(next(tmp_path.rglob("1.jpg"))))
+
+
+@pytest.mark.parametrize("name", ["SUNRGBDMeta.mat", "SUNRGBD2Dseg.mat", "allsplit.mat"])
+def test_sunrgbd_says_which_file_of_the_toolbox(tmp_path: Path, name: str) -> None:
+    small_datasets.write_sunrgbd_official(tmp_path)
+    (path,) = tmp_path.rglob(name)
+    if name != "SUNRGBD2Dseg.mat":  # that one is read with each sample
+        path.write_bytes(path.read_bytes()[:200])
+        with pytest.raises(DataError, match=f"{name} is damaged"):
+            SUNRGBD(tmp_path)
+    path.unlink()
+    with pytest.raises(DataError, match=rf"{name} is missing. It comes from the SUN RGB-D page"):
+        SUNRGBD(tmp_path)
+
+
+def test_sunrgbd_with_labels_of_another_download(tmp_path: Path) -> None:
+    import h5py
+
+    small_datasets.write_sunrgbd_official(tmp_path)
+    with h5py.File(next(tmp_path.rglob("SUNRGBD2Dseg.mat")), "r+") as file:
+        first = file["SUNRGBD2Dseg/seglabel"][:1]
+        del file["SUNRGBD2Dseg/seglabel"]
+        file.create_dataset("SUNRGBD2Dseg/seglabel", data=first, dtype=h5py.ref_dtype)
+    with pytest.raises(DataError, match=r"2Dseg.mat must hold the labels of every image.*got 1\."):
+        SUNRGBD(tmp_path)[0]
+
+
 @pytest.mark.parametrize("annotators", [1, 3])
 def test_bsds500(tmp_path: Path, annotators: int) -> None:
     maps = small_datasets.write_bsds500(tmp_path, annotators)
@@ -149,6 +188,11 @@ WRITERS: dict[str, tuple[Callable[[Path], object], Callable[[Path], LabelledImag
     "cityscapes-camera": (small_datasets.write_cityscapes, Cityscapes, "*camera.json"),
     "stanford": (small_datasets.write_stanford, Stanford2D3D, "camera_0*_normals.png"),
     "sunrgbd": (small_datasets.write_sunrgbd, SUNRGBD, "depth/train/*.png"),
+    "sunrgbd-official": (
+        small_datasets.write_sunrgbd_official,
+        partial(SUNRGBD, split="test"),
+        "SUNRGBD2Dseg.mat",
+    ),
     "bsds500": (small_datasets.write_bsds500, BSDS500, "100075.mat"),
 }
 
