@@ -39,9 +39,10 @@ class Stanford2D3D(LabelledImages):
             folders ``rgb``, ``depth``, ``normal``, ``semantic`` themselves; or one folder with
             ``<name>_rgb.png`` and its siblings, which is then every split.
         split: "train" (areas 1, 2, 5a, 5b, 6) or "test" (3, 4).
-        normals_frame: what the files hold: "viewer" (x to the right, z towards the viewer, at
-            every column), or "room" (one frame for the whole panorama, which is turned about the
-            upright axis by an angle that is found for each image).
+        normals_frame: what the files hold: "viewer" (z towards the viewer at every column), or
+            "room" (one frame for the whole panorama, which is turned about the upright axis by an
+            angle that is found for each image). Both have x to the left and y down; samples have x
+            to the right and y up, as everywhere.
 
     Raises:
         DataError: a file is missing or damaged; when a sample is read, too.
@@ -83,6 +84,7 @@ class Stanford2D3D(LabelledImages):
         normals, normals_valid = _normals(self.path(name, "normal"), size)
         if self.normals_frame == "room":
             normals = viewer_normals(normals, find_turn(normals, normals_valid))
+        normals = normals * torch.tensor([-1.0, -1.0, 1.0])[:, None, None]
         return Sample(
             image=image,
             name=name,
@@ -135,7 +137,7 @@ def _normals(path: Path, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
 
 
 def viewer_normals(normals: Tensor, turn_deg: float) -> Tensor:
-    """From one frame for the whole panorama to that of the viewer of each column.
+    """From one frame for the whole panorama to that of the viewer of each column, in the files'.
 
     At column x of W, (n_x, n_z) is turned by ``turn_deg`` + 360 x / W with the matrix
     [[cos, -sin], [sin, cos]]; n_y stays.

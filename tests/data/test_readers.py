@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 pytest.importorskip("PIL", reason="Pillow is not installed")
 pytest.importorskip("h5py", reason="h5py is not installed")
@@ -355,8 +356,9 @@ def test_real_stanford() -> None:
     assert torch.equal(sample.normals_valid, sample.depth_valid)
 
     def of_class(name: str) -> torch.Tensor:
+        """In the files' frame, half a turn about the line of sight away from the samples'."""
         pixels = (sample.labels == Stanford2D3D.classes.index(name)) & sample.normals_valid[0]
-        return sample.normals[:, pixels]
+        return sample.normals[:, pixels] * torch.tensor([[-1.0], [-1.0], [1.0]])
 
     assert of_class("ceiling").mean(1).tolist() == pytest.approx([0, 1, 0], abs=0.03)
     assert of_class("floor").mean(1).tolist() == pytest.approx([0, -1, 0], abs=0.03)
@@ -364,17 +366,40 @@ def test_real_stanford() -> None:
     assert 0.8 < sample.depth_m[sample.depth_valid].min() < sample.depth_m.max() < 32
 
 
+def test_real_stanford_normals_are_those_of_its_depth() -> None:
+    """x to the right, y up, z towards the viewer, as in every other data set."""
+    sample = Stanford2D3D(sample_folder("stanford2d3d"))[0]
+    height, width = sample.size
+    polar = ((torch.arange(height) + 160.5) * (torch.pi / 1024))[:, None]  # 160 rows are cut off
+    azimuth = (torch.arange(width) + 0.5) * (2 * torch.pi / width)
+    rays = torch.stack(
+        [
+            polar.sin() * azimuth.sin(),
+            polar.cos().expand(height, width),
+            -polar.sin() * azimuth.cos(),
+        ]
+    )
+    points = rays * sample.depth_m
+    rightwards = points.roll(-2, 2) - points.roll(2, 2)
+    upwards = points.roll(2, 1) - points.roll(-2, 1)
+    x, y, z = F.normalize(torch.linalg.cross(rightwards, upwards, dim=0), dim=0)
+    x, z = x * azimuth.cos() + z * azimuth.sin(), z * azimuth.cos() - x * azimuth.sin()
+    cosine = (torch.stack([x, y, z]) * sample.normals).sum(0)[2:-2]
+    assert cosine[sample.normals_valid[0, 2:-2]].median() > 0.99
+
+
 def test_real_stanford_in_the_frame_of_the_room() -> None:
     turn = 130.0
     sample = Stanford2D3D(sample_folder("stanford2d3d"))[0]
     columns = torch.arange(2048) * (2 * torch.pi / 2048)
     angle = -(columns + torch.tensor(turn).deg2rad())
-    x, y, z = sample.normals
+    facing = sample.normals * torch.tensor([-1.0, -1.0, 1.0])[:, None, None]
+    x, y, z = facing
     in_room = torch.stack([angle.cos() * x - angle.sin() * z, y, angle.sin() * x + angle.cos() * z])
     found = find_turn(in_room, sample.normals_valid)
     assert abs((found - turn + 180) % 360 - 180) < 6
     restored = viewer_normals(in_room, turn)
-    torch.testing.assert_close(restored, sample.normals, atol=1e-5, rtol=0)
+    torch.testing.assert_close(restored, facing, atol=1e-5, rtol=0)
 
 
 def test_real_bsds500() -> None:
