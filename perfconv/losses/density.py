@@ -37,6 +37,10 @@ def density_loss(record: Iterable[_Call], target_density: float, *, form: str = 
     All are means over images. A layer called twice counts twice. Means are clamped to
     [1e-6, 1 - 1e-6]; the gradient passes the clamp, so that a closed gate can come back.
 
+    Gates with one decision for a whole image (``LayerGate``) need "budget". The other two ask every
+    layer for rho on every image, which one decision meets only by staying undecided: P(compute)
+    settles at rho, and in evaluation all are open for rho above 0.5, closed below.
+
     Args:
         record: of ``record_gates``.
         target_density: in [0, 1].

@@ -175,7 +175,10 @@ def layer_skipping_resnet50(
     tasks: Sequence[str] = SEGMENTATION,
     trunk: ResNet | None = None,
 ) -> SceneParser:
-    """One gate for each image and identity bottleneck, which skips the whole block."""
+    """One gate for each image and identity bottleneck, which skips the whole block.
+
+    Train the gates under ``density_loss(..., form="budget")``; see there.
+    """
     trunk = trunk or resnet_trunk(50)
     for layer, index, block in _blocks(trunk):
         if isinstance(block, Bottleneck) and block.downsample is None:

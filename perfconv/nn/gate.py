@@ -345,7 +345,8 @@ class LayerGate(BinaryGate):
     """One decision per image: global average, a small hidden layer, two logits.
 
     The baseline that skips whole layers. The decision is spread over the output grid, so that a
-    block takes this gate as it takes a :class:`PixelGate`.
+    block takes this gate as it takes a :class:`PixelGate`. Train it under the density loss's form
+    "budget": the others, which have a target for each layer and image, leave it undecided.
 
     Args:
         in_channels: of the input of the block that is gated.

@@ -12,6 +12,7 @@ from perfconv.losses import density_loss
 from perfconv.nn import (
     Gate,
     GateCall,
+    LayerGate,
     PixelGate,
     force_gates,
     parameter_groups,
@@ -185,3 +186,26 @@ def test_training_reaches_the_target(form: str, target: float) -> None:
     else:
         assert max(abs(first - target), abs(second - target)) < 0.02, outcome
     assert outcome.loss < 0.8 * outcome.random_loss
+
+
+@pytest.mark.filterwarnings("ignore:.*the gate is saturated")
+@pytest.mark.parametrize(("form", "open_layers"), [("budget", [0, 2, 3]), ("kl", [0, 1, 2, 3])])
+def test_gates_of_images_need_the_budget_form(form: str, open_layers: list[int]) -> None:
+    """Three of four layers are worth their cost; a target for each one leaves all undecided."""
+    torch.manual_seed(0)
+    gates = nn.ModuleList(LayerGate(1) for _ in range(4))
+    for gate in gates:
+        gate.pixel_macs = 1
+    worth = torch.tensor([2.0, 0.2, 2.0, 2.0])
+    optimizer = torch.optim.Adam(gates.parameters(), lr=0.05)
+    for step in range(150):
+        set_temperature(gates, linear_temperature(step, 100, end=0.1))
+        with record_gates(gates) as record:
+            hard = torch.stack([gate(torch.rand(8, 1, 2, 2)).hard[:, 0, 0, 0] for gate in gates], 1)
+        task = ((1 - hard) @ worth).square().mean()
+        optimizer.zero_grad()
+        (0.1 * task + 10 * density_loss(record, 0.75, form=form)).backward()
+        optimizer.step()
+    masks = [gate.eval()(torch.rand(8, 1, 2, 2)).mask for gate in gates]
+    assert [index for index, mask in enumerate(masks) if mask.all()] == open_layers
+    assert sum(bool(mask.any()) for mask in masks) == len(open_layers)
