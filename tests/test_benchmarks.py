@@ -10,7 +10,18 @@ import pytest
 import torch
 
 import perfconv
-from perfconv._bench import block, network, networks, peers, suite, table2, timing, tune
+from perfconv._bench import (
+    block,
+    conv,
+    network,
+    networks,
+    peers,
+    suite,
+    table2,
+    timing,
+    train_step,
+    tune,
+)
 from perfconv._bench.command import main
 from perfconv._bench.conv_case import ConvCase
 from perfconv._bench.problems import Problem, conv_problems, make_mask, quick_block_problems
@@ -241,6 +252,49 @@ def test_a_wrong_kernel_is_not_timed():
     for value in (0.0, float("nan")):
         with pytest.raises(AssertionError, match="implicit_gemm is off by"):
             case.check("implicit_gemm", torch.full((1, 16, 8, 8), value))
+
+
+@pytest.mark.parametrize("pass_name", ["training", "dgrad", "wgrad"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_right_gradients_pass_their_check(pass_name, dtype):
+    case = ConvCase(Problem(16, 24, 9, 8, dtype=dtype, dilation=2, density=0.4))
+    if pass_name == "training":
+        case.learns()
+    conv.check(case, pass_name, ("implicit_gemm", "direct"))
+
+
+@pytest.mark.parametrize("pass_name", ["training", "dgrad", "wgrad"])
+def test_wrong_gradients_are_not_timed(pass_name, monkeypatch):
+    """A quick run whose backward is wrong by a tenth, in one of its results."""
+    right = torch.autograd.grad
+
+    def wrong(*arguments: object, **options: object) -> tuple:
+        *others, last = right(*arguments, **options)
+        return (*others, 1.1 * last)
+
+    monkeypatch.setattr(torch.autograd, "grad", wrong)
+    options = Options(scope="quick", with_compile=False, pairs=5, modes=(pass_name,))
+    task = next(task for task in conv.tasks(options) if "float32" in task.problem)
+    of = {"training": "bias", "dgrad": "input", "wgrad": "weight"}[pass_name]
+    with pytest.raises(AssertionError, match=f"the {of} gradient of auto is off by"):
+        list(task.measure())
+
+
+def test_a_wrong_training_step_is_not_timed():
+    images, labels = torch.rand(2, 3, 10, 10), torch.randint(8, (2, 10, 10))
+    plain = train_step.freeze_norms(train_step.make_network(8))
+    models = {
+        name: train_step.gated(8, 0.5, learns, images.device)
+        for name, learns in (("frozen gates", False), ("learning gates", True))
+    }
+    train_step.check(plain, models, 0.5, images, labels)
+    (first, *_) = perfconv.gates(models["frozen gates"]).values()
+    assert first._forced_density == 0.5  # and its masks are new in every call again
+    assert first._forced_generator is None
+    with torch.no_grad():
+        next(models["learning gates"].children()).weight.mul_(1.01)
+    with pytest.raises(AssertionError, match="with learning gates: the gradient of .* is off"):
+        train_step.check(plain, models, 0.5, images, labels)
 
 
 def test_a_wrong_peer_is_not_timed(monkeypatch):

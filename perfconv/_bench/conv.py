@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 import perfconv
-from perfconv._bench.conv_case import LAYOUTS, ConvCase
+from perfconv._bench.conv_case import GRADIENTS, LAYOUTS, ConvCase
 from perfconv._bench.peers import PEERS, compiled, peers_of
 from perfconv._bench.problems import LISTS, Problem, conv_problems
 from perfconv._bench.tasks import Options, Task
@@ -55,10 +55,18 @@ def own_calls(case: ConvCase, pass_name: str, algorithms: tuple[str, ...]) -> di
     return {n: lambda n=n: case.perforated(n, case.packed) for n in algorithms}
 
 
-def check(case: ConvCase, algorithms: tuple[str, ...]) -> None:
+def check(case: ConvCase, pass_name: str, algorithms: tuple[str, ...]) -> None:
+    """What is timed later is right: the outputs, and of a backward pass the gradients."""
     with torch.no_grad():
         for name in algorithms:
             case.check(name, case.perforated(name, case.packed))
+    for name in algorithms:
+        if pass_name == "training":
+            found = case.step(case.perforated(name, None), "channels_last")
+            case.check_gradients(name, dict(zip(GRADIENTS, found, strict=True)))
+        elif pass_name in ("dgrad", "wgrad"):
+            (value,) = case.gradient(pass_name, name)()
+            case.check_gradients(name, {"input" if pass_name == "dgrad" else "weight": value})
 
 
 def least_bytes(case: ConvCase) -> int:
@@ -77,10 +85,10 @@ def measure(problem: Problem, pass_name: str, options: Options) -> Iterator[dict
     algorithms = options.algorithms
     if pass_name == "graph" and "gather_gemm" not in algorithms:
         algorithms = (*algorithms, "gather_gemm")  # the textbook path; as plain calls it is slow
-    check(case, algorithms)
     is_forward = pass_name in ("forward", "graph")
     if pass_name == "training":
         case.learns()
+    check(case, pass_name, algorithms)
     with torch.set_grad_enabled(not is_forward):
         dense = dense_calls(case, pass_name, options.with_compile and pass_name == "forward")
         best = fastest(dense, clock)

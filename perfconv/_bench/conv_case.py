@@ -1,5 +1,6 @@
 """The tensors of a convolution problem, its dense and perforated calls, and whether they agree."""
 
+from collections.abc import Callable, Mapping
 from functools import cached_property
 
 import torch
@@ -8,9 +9,9 @@ from torch import Tensor
 
 import perfconv
 from perfconv._bench.problems import Problem, make_mask
-from perfconv._bench.timing import Call
 
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
+GRADIENTS = ("input", "weight", "bias")
 BOUNDS = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 5e-2}  # of the largest result, as a share
 
 TF32_BOUND = 2e-2  # torch may multiply float32 in tf32 on a GPU
@@ -75,16 +76,23 @@ class ConvCase:
             **self.options,
         )
 
-    def step(self, output: Tensor, layout: str) -> None:
+    def step(self, output: Tensor, layout: str) -> tuple[Tensor, ...]:
         wanted = (self.inputs[layout], self.weights[layout], self.bias)
-        torch.autograd.grad(output, wanted, self.grads[layout])
+        return torch.autograd.grad(output, wanted, self.grads[layout])
 
     def dense_gradient(self, layout: str, wanted: tuple[bool, bool, bool]) -> object:
+        values = self.grads[layout], self.inputs[layout], self.weights[layout]
+        return self._backward(*values, wanted)
+
+    def _backward(
+        self, grad: Tensor, input: Tensor, weight: Tensor, wanted: tuple[bool, bool, bool]
+    ) -> tuple[Tensor, ...]:
+        """torch's own, of a dense convolution."""
         p = self.problem
         return torch.ops.aten.convolution_backward(
-            self.grads[layout],
-            self.inputs[layout],
-            self.weights[layout],
+            grad,
+            input,
+            weight,
             [p.out_channels],
             [1, 1],
             [p.padding] * 2,
@@ -95,7 +103,7 @@ class ConvCase:
             wanted,
         )
 
-    def gradient(self, of: str, algorithm: str) -> Call:
+    def gradient(self, of: str, algorithm: str) -> Callable[[], tuple[Tensor, ...]]:
         """dgrad or wgrad alone, by the gradient of an output that was made beforehand."""
         input, weight = self.input.detach(), self.weight.detach()
         asked = input if of == "dgrad" else weight
@@ -121,10 +129,27 @@ class ConvCase:
 
     def check(self, name: str, found: Tensor) -> None:
         """Active pixels equal the dense result in float32, up to the rounding of the dtype."""
+        self._check_near(name, found, self.expected)
+
+    @cached_property
+    def expected_gradients(self) -> dict[str, Tensor]:
+        """Those of the dense convolution in float32, inactive outputs without a gradient."""
+        with torch.no_grad():
+            grad = torch.where(self.mask, self.grads["nchw"].float(), 0)
+            values = self.inputs["nchw"].float(), self.weights["nchw"].float()
+            found = self._backward(grad, *values, (True, True, True))
+        return dict(zip(GRADIENTS, found, strict=True))
+
+    def check_gradients(self, name: str, found: Mapping[str, Tensor]) -> None:
+        """Gradients of "input", "weight" and "bias", or some of them, as ``check`` does."""
+        for of, value in found.items():
+            self._check_near(f"the {of} gradient of {name}", value, self.expected_gradients[of])
+
+    def _check_near(self, what: str, found: Tensor, expected: Tensor) -> None:
         share = BOUNDS[self.problem.dtype]
         if self.device.type != "cpu":
             share = max(share, TF32_BOUND)
-        bound = share * max(1.0, self.expected.abs().max().item())
-        error = (found.float() - self.expected).abs().max().item()
+        bound = share * max(1.0, expected.abs().max().item())
+        error = (found.detach().float() - expected).abs().max().item()
         if not error <= bound:
-            raise AssertionError(f"{self.problem.name}: {name} is off by {error}")
+            raise AssertionError(f"{self.problem.name}: {what} is off by {error}")

@@ -5,19 +5,21 @@ run sparsely; learning gates compute every pixel, because the straight-through g
 skipped ones too (``execution="auto"``), and cost what that costs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 import perfconv
+from perfconv._bench.conv_case import TF32_BOUND
 from perfconv._bench.tasks import Options, Task
 from perfconv._bench.timing import Call, compared, fastest
 from perfconv._bench.timing_cuda import make_clock
 from perfconv.models.resnet import BasicBlock
 
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
+BOUND = 1e-3  # between two ways to a gradient, of its norm
 
 
 def make_network(channels: int) -> nn.Sequential:
@@ -56,19 +58,65 @@ def gated(channels: int, density: float, learns: bool, device: torch.device) -> 
     return freeze_norms(model)
 
 
+def gradients(
+    model: nn.Module, density: float | None, images: Tensor, labels: Tensor
+) -> dict[str, Tensor]:
+    """Of the loss, by parameter; with gates at a density, always the same masks."""
+    if density is not None:
+        generator = torch.Generator(images.device).manual_seed(0)
+        perfconv.force_gates(model, density, generator=generator)
+    shared = {name: p for name, p in model.named_parameters() if ".gate." not in name}
+    loss = nn.functional.cross_entropy(model(images), labels)
+    found = torch.autograd.grad(loss, list(shared.values()))
+    return dict(zip(shared, found, strict=True))
+
+
+def check(
+    plain: nn.Module,
+    models: Mapping[str, nn.Module],
+    density: float,
+    images: Tensor,
+    labels: Tensor,
+) -> None:
+    """The gradients of the gated networks are right, up to rounding.
+
+    With every gate open they are those of the plain network. At the density frozen gates run
+    sparsely and learning gates compute every pixel: two ways to the same gradients.
+    """
+    share = BOUND if images.device.type == "cpu" else TF32_BOUND
+    wanted = gradients(plain, None, images, labels)
+    same = {name: gradients(model, density, images, labels) for name, model in models.items()}
+    pairs = [
+        (name, wanted, gradients(model, 1.0, images, labels)) for name, model in models.items()
+    ]
+    pairs += [(name, next(iter(same.values())), found) for name, found in same.items()]
+    for model in models.values():
+        perfconv.force_gates(model, density)
+    for name, expected, found in pairs:
+        for parameter, value in expected.items():
+            if not (found[parameter] - value).norm() <= share * value.norm():
+                raise AssertionError(
+                    f"a training step with {name}: the gradient of {parameter} is off"
+                )
+
+
 def measure(channels: int, size: int, density: float, options: Options) -> Iterator[dict]:
     clock = make_clock(options.device)
     images = torch.rand(2, 3, size, size, device=clock.device)
     labels = torch.randint(8, (2, size, size), device=clock.device)
+    last = images.to(memory_format=torch.channels_last)
+    models = {
+        name: gated(channels, density, learns, clock.device)
+        for name, learns in (("frozen gates", False), ("learning gates", True))
+    }
+    check(freeze_norms(make_network(channels)).to(clock.device), models, density, last, labels)
     dense = {}
     for name, kind in LAYOUTS.items():
         model = freeze_norms(make_network(channels)).to(clock.device, memory_format=kind)
         dense[name] = step_of(model, images.to(memory_format=kind), labels)
     best = fastest(dense, clock)
-    last = images.to(memory_format=torch.channels_last)
     calls = {"dense": dense[best]}
-    for name, learns in (("frozen gates", False), ("learning gates", True)):
-        calls[name] = step_of(gated(channels, density, learns, clock.device), last, labels)
+    calls |= {name: step_of(model, last, labels) for name, model in models.items()}
     times = clock.measure(calls, options.pairs)
     for name, found in compared(times).items():
         memory = clock.peak_bytes(calls[name])
