@@ -1,9 +1,12 @@
 """The benchmarks run, agree with the dense result, and continue a file. No time is judged here."""
 
+import importlib.machinery
+import importlib.util
 import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from perfconv._bench import (
     conv,
     network,
     networks,
+    page,
     peers,
     suite,
     table2,
@@ -187,7 +191,10 @@ def test_the_gpu_benchmark_needs_a_gpu(capsys):
 @pytest.mark.parametrize(
     ("name", "problems"),
     [
-        ("machine", {"peak-float32", "peak-bfloat16", "peak-memory", "overhead-c16-4x4"}),
+        (
+            "machine",
+            {"peak-float32", "peak-bfloat16", "peak-memory", "peers", "overhead-c16-4x4"},
+        ),
         ("compaction", {f"compaction-1x60x80-{density}" for density in (0.0, 0.25, 1.0)}),
         ("pool", {"pool-c64-20x30-float32-random", "pool-c64-20x30-float32-random-tied"}),
         ("breakdown", {"breakdown-c64-16-64-12x14-dil1-float32-blobs0.5"}),
@@ -319,6 +326,76 @@ def test_peers_give_the_same_as_dense(problem):
 def test_the_compiled_peer_gives_the_same_as_dense():
     case = ConvCase(Problem(8, 16, 9, 7, dilation=2))
     assert "dense_times_mask" in peers.peers_of(case, with_compile=True, is_captured=False)
+
+
+class FakeVoxels:
+    """A voxel library of one layer, with spconv's names and its layout of the weight."""
+
+    class SparseConvTensor:
+        def __init__(self, features, places, size, batch):
+            self.features, self.places, self.size, self.batch = features, places, size, batch
+
+    class SubMConv2d(torch.nn.Module):
+        wrong_by = 0.0
+
+        def __init__(self, channels, outputs, kernel, *, dilation, bias):
+            super().__init__()
+            assert not bias
+            self.weight = torch.nn.Parameter(torch.zeros(outputs, kernel, kernel, channels))
+            self.options = {"padding": dilation * (kernel // 2), "dilation": dilation}
+
+        def forward(self, voxels):
+            image, y, x = voxels.places.long().T
+            dense = torch.zeros(voxels.batch, voxels.features.size(1), *voxels.size)
+            dense[image, :, y, x] = voxels.features
+            weight = self.weight.permute(0, 3, 1, 2)
+            made = torch.nn.functional.conv2d(dense, weight, **self.options) + self.wrong_by
+            return FakeVoxels.SparseConvTensor(made[image, :, y, x], *[None] * 3)
+
+
+@pytest.fixture
+def voxels(monkeypatch):
+    """Both voxel libraries, as if they were installed."""
+    peers.why_not_importable.cache_clear()
+    for package in ("spconv", "spconv_triton"):
+        for name in (package, f"{package}.pytorch"):
+            module = types.ModuleType(name)
+            module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+            module.SubMConv2d = FakeVoxels.SubMConv2d
+            module.SparseConvTensor = FakeVoxels.SparseConvTensor
+            monkeypatch.setitem(sys.modules, name, module)
+    yield
+    peers.why_not_importable.cache_clear()
+
+
+def test_an_installed_voxel_library_is_a_peer(voxels, monkeypatch):
+    """On the CPU spconv alone; what it computes is checked, and called another function."""
+    case = ConvCase(Problem(8, 16, 9, 7, dilation=2, batch=2))
+    with torch.inference_mode():
+        found = peers.peers_of(case, with_compile=False, is_captured=False)
+    assert "spconv" in found
+    assert "spconv_triton" not in found
+    assert not peers.PEERS["spconv"].is_same_function
+    assert peers.presence("cuda", with_compile=True)["spconv_triton"] is None
+    assert "cuda only" in peers.presence("cpu", with_compile=True)["spconv_triton"]
+    monkeypatch.setattr(FakeVoxels.SubMConv2d, "wrong_by", 1.0)
+    with pytest.raises(AssertionError, match="spconv is off by"), torch.inference_mode():
+        peers.peers_of(case, with_compile=False, is_captured=False)
+
+
+def test_a_peer_that_is_not_here_says_why(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    _, rows = run(tmp_path, "machine", "--quick", "--filter", "peers", continues=False)
+    assert {row["algorithm"] for row in rows} == set(peers.PEERS)
+    why = {row["algorithm"]: row["why_not"] for row in rows}
+    assert why["spconv"] == "spconv is not installed"
+    assert why["dense_times_mask"] == "this run is without torch.compile"
+    assert why["im2col_gemm"] is None
+    for target in ("report.html", "report.md"):
+        page.write(tmp_path / "results.jsonl", tmp_path / target)
+        text = (tmp_path / target).read_text()
+        assert "no: spconv_triton is not installed" in text
+        assert "another function, inactive inputs count as zero" in text
 
 
 def test_a_slow_call_sits_rounds_out_and_pairs_stay_pairs():

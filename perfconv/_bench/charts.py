@@ -23,6 +23,7 @@ METHODS = {
     "im2col_gemm": "masked im2col + GEMM",
     "gather_per_tap": "gather + GEMM per tap",
     "spconv": "spconv (another function)",
+    "spconv_triton": "spconv-triton (another function)",
     "matmul": "mm of equal M, N, K",
 }
 

@@ -131,6 +131,14 @@ class ConvCase:
         """Active pixels equal the dense result in float32, up to the rounding of the dtype."""
         self._check_near(name, found, self.expected)
 
+    def check_active_inputs(self, name: str, rows: Tensor) -> None:
+        """(M, C_out), another function: without bias, and of the active inputs alone."""
+        with torch.no_grad():
+            active = torch.where(self.mask, self.inputs["nchw"].float(), 0)
+            exact = F.conv2d(active, self.weights["nchw"].float(), None, **self.options)
+        image, _, y, x = self.mask.nonzero(as_tuple=True)
+        self._check_near(name, rows, exact.permute(0, 2, 3, 1)[image, y, x])
+
     @cached_property
     def expected_gradients(self) -> dict[str, Tensor]:
         """Those of the dense convolution in float32, inactive outputs without a gradient."""

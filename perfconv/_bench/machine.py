@@ -3,7 +3,7 @@
 "peak": the rate of a large matrix product in each dtype, and the rate at which memory is read and
 copied. They are the lines of the roofline; nothing here is a data sheet's number. "overhead": the
 time of a call on a problem of 4x4 pixels and 16 channels, where Python, dispatch, planning and
-memory are all there is.
+memory are all there is. "peers": what is compared with, and why something is not.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ import torch
 import perfconv
 from perfconv._bench.conv import own_calls
 from perfconv._bench.conv_case import ConvCase
-from perfconv._bench.peers import peers_of
+from perfconv._bench.peers import PEERS, peers_of, presence
 from perfconv._bench.problems import Problem
 from perfconv._bench.tasks import Options, Task
 from perfconv._bench.timing import compared
@@ -83,9 +83,28 @@ def describe_overhead(row: dict) -> str:
     return f"{row['problem']:52s} {row['algorithm']:20s} {row['overhead_us']:8.1f} us a call"
 
 
+def peers(options: Options) -> Iterator[dict]:
+    reasons = presence(options.device, with_compile=options.with_compile)
+    for name, peer in PEERS.items():
+        reason = reasons[name] if options.with_peers else "this run is without peers"
+        yield {
+            "kind": "peer",
+            "algorithm": name,
+            "what": peer.summary,
+            "is_same_function": peer.is_same_function,
+            "why_not": reason,
+        }
+
+
+def describe_presence(row: dict) -> str:
+    verdict = "runs here" if row["why_not"] is None else f"not here: {row['why_not']}"
+    return f"{row['problem']:52s} {row['algorithm']:20s} {verdict}"
+
+
 def tasks(options: Options) -> list[Task]:
     rates = [
         Task(f"peak-{dtype}", partial(gemm_rate, dtype, options), describe_peak) for dtype in DTYPES
     ]
     rates.append(Task("peak-memory", partial(memory_rate, options), describe_peak))
+    rates.append(Task("peers", partial(peers, options), describe_presence))
     return [*rates, Task("overhead-c16-4x4", partial(overhead, options), describe_overhead)]

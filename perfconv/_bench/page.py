@@ -79,6 +79,7 @@ def content(source: Path, algorithm: str, before: Path | None) -> dict:
         "sections": sections,
         "classes": classes(sections),
         "roofs": charts.roofs(machine, layers, algorithm),
+        "peers": [row for row in machine if row.get("kind") == "peer"],
         "overheads": [row for row in machine if "overhead_us" in row],
         "bars": charts.bars(of(rows, "breakdown")),
         "gated": [row for row in rows if row.get("benchmark") in GATED],

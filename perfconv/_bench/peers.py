@@ -1,12 +1,15 @@
 """Other ways to the same result, timed beside ours: what a user would write, and other libraries.
 
 A peer takes a case and returns the call that is timed, or says why it does not apply. All of them
-but "matmul" and the voxel libraries compute what the perforated convolution does.
+but "matmul" and the voxel libraries compute what the perforated convolution does. What a machine
+lacks for a peer is in the results file and in the report.
 """
 
+import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +29,16 @@ class Peer:
     needs_compile: bool = False
     waits_for_device: bool = False  # reads the count of active pixels: no CUDA graph
     refuses: Callable[[ConvCase], str | None] = lambda case: None
+    package: str = ""  # of another library
+    devices: tuple[str, ...] = ("cpu", "cuda")
+
+    def missing(self, device: str) -> str | None:
+        """What this machine lacks for it, if anything."""
+        if self.package and importlib.util.find_spec(self.package) is None:
+            return f"{self.package} is not installed"
+        if device not in self.devices:
+            return f"{self.package} runs on {' and '.join(self.devices)} only"
+        return why_not_importable(f"{self.package}.pytorch") if self.package else None
 
 
 def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -116,15 +129,27 @@ def matmul(case: ConvCase) -> Call:
     return lambda: torch.mm(left, right)
 
 
-def spconv_call(case: ConvCase) -> Call:
-    """Submanifold convolution on the active pixels, whose index it makes in every call."""
-    import spconv.pytorch as spconv  # type: ignore[import-not-found]
+@cache
+def why_not_importable(name: str) -> str | None:
+    try:
+        importlib.import_module(name)
+    except Exception as error:  # a package for another CUDA fails in ways of its own
+        return f"{name} cannot be imported: {type(error).__name__}: {error}"
+    return None
 
+
+def voxel_call(package: str, case: ConvCase) -> Call:
+    """Submanifold convolution on the active pixels, whose index it makes in every call.
+
+    It is checked here against what it is to compute: inactive inputs count as zero.
+    """
+    spconv = importlib.import_module(f"{package}.pytorch")
     p = case.problem
     layer = spconv.SubMConv2d(  # on the CPU it has no bias
         p.channels, p.out_channels, p.kernel, dilation=p.dilation, bias=False
     )
     layer = layer.to(case.device, case.input.dtype).eval().requires_grad_(False)
+    layer.weight.copy_(case.weight.permute(0, 2, 3, 1))
 
     def call() -> Tensor:
         image, _, y, x = case.mask.nonzero(as_tuple=True)
@@ -133,6 +158,7 @@ def spconv_call(case: ConvCase) -> Call:
         size = [p.height, p.width]
         return layer(spconv.SparseConvTensor(features, places, size, p.batch)).features
 
+    case.check_active_inputs(package, call())
     return call
 
 
@@ -141,8 +167,6 @@ def _has_groups(case: ConvCase) -> str | None:
 
 
 def _spconv_refusal(case: ConvCase) -> str | None:
-    if importlib.util.find_spec("spconv") is None:
-        return "spconv is not installed"
     if case.problem.dtype != "float32" and case.device.type == "cpu":
         return "spconv on the CPU: float32 only"
     return _has_groups(case)
@@ -171,12 +195,31 @@ PEERS: Mapping[str, Peer] = {
     ),
     "spconv": Peer(
         "spconv SubMConv2d: another function, inactive inputs count as zero",
-        spconv_call,
+        partial(voxel_call, "spconv"),
         is_same_function=False,
         waits_for_device=True,
         refuses=_spconv_refusal,
+        package="spconv",
+    ),
+    "spconv_triton": Peer(
+        "spconv-triton SubMConv2d: another function, inactive inputs count as zero",
+        partial(voxel_call, "spconv_triton"),
+        is_same_function=False,
+        waits_for_device=True,
+        refuses=_has_groups,
+        package="spconv_triton",
+        devices=("cuda",),
     ),
 }
+
+
+def presence(device: str, *, with_compile: bool) -> dict[str, str | None]:
+    """Every peer: None if it runs here, else why not."""
+    found = {name: peer.missing(device) for name, peer in PEERS.items()}
+    for name, peer in PEERS.items():
+        if peer.needs_compile and not with_compile:
+            found[name] = "this run is without torch.compile"
+    return found
 
 
 def peers_of(case: ConvCase, *, with_compile: bool, is_captured: bool) -> dict[str, Call]:
@@ -186,11 +229,11 @@ def peers_of(case: ConvCase, *, with_compile: bool, is_captured: bool) -> dict[s
     """
     calls: dict[str, Call] = {}
     for name, peer in PEERS.items():
-        if peer.refuses(case) is not None or (peer.needs_compile and not with_compile):
+        if peer.missing(case.device.type) is not None or peer.refuses(case) is not None:
+            continue
+        if (peer.needs_compile and not with_compile) or (is_captured and peer.package):
             continue
         if is_captured and peer.waits_for_device:
-            if name == "spconv":
-                continue
             calls[name] = peer.make(case, Places(case))  # type: ignore[call-arg]
         else:
             calls[name] = peer.make(case)
