@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+import perfconv
 from perfconv.models.resnet import Bottleneck, ResNet
 
 TOOL = Path(__file__).resolve().parents[1] / "tools" / "model_table.py"
@@ -54,3 +55,25 @@ def depth_for(variant, images: Tensor) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(1)
     shape = (images.size(0), 1, *images.shape[2:])
     return (6 * torch.rand(shape, generator=generator),) if variant.needs_depth else ()
+
+
+def named(call: str):
+    """The variant that is called so in docs/models.md."""
+    return next(variant for variant in VARIANTS if variant.call == call)
+
+
+def network(variant) -> nn.Module:
+    """A narrow one for inference, gates closed at some pixels."""
+    model = narrow_network(variant, is_shallow=True)
+    generator = torch.Generator().manual_seed(0)
+    for gate in perfconv.gates(model).values():
+        if isinstance(gate, perfconv.nn.PixelGate):
+            nn.init.normal_(gate.conv.weight, std=0.5, generator=generator)
+            nn.init.zeros_(gate.conv.bias)
+    return model.eval().requires_grad_(False)
+
+
+def inputs(variant, seed: int = 1) -> tuple[Tensor, ...]:
+    """An image of 33x40, and true depth if the variant is given it."""
+    images = torch.rand(1, 3, 33, 40, generator=torch.Generator().manual_seed(seed))
+    return images, *depth_for(variant, images)

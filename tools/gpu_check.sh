@@ -124,7 +124,7 @@ if ! grep -q "^build passed" "$state"; then
 fi
 cd "$outside" || exit 1
 step tests 100 "${pytest[@]}" --maxfail 20 "$tests" -m cuda --ignore "$tests/test_graphs.py"
-step graphs 30 "${pytest[@]}" "$tests/test_graphs.py" -m cuda
+step graphs 35 "${pytest[@]}" "$tests/test_graphs.py" -m cuda
 sanitizer memcheck
 sanitizer racecheck
 sanitizer initcheck

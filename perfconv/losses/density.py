@@ -1,5 +1,6 @@
 """density_loss: what steers gates to a target density."""
 
+import math
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -108,10 +109,5 @@ def _weighted(calls: list[_Call], means: list[Tensor]) -> Tensor:
 
 def _divergence(target: float, mean: Tensor) -> Tensor:
     clamped = mean + (mean.detach().clamp(SMALLEST, 1 - SMALLEST) - mean.detach())
-    of_target = torch.tensor(target, dtype=mean.dtype, device=mean.device)
-    return (
-        torch.xlogy(of_target, of_target)
-        + torch.xlogy(1 - of_target, 1 - of_target)
-        - target * clamped.log()
-        - (1 - target) * torch.log1p(-clamped)
-    )
+    entropy = -sum(share * math.log(share) for share in (target, 1 - target) if share > 0)
+    return -entropy - target * clamped.log() - (1 - target) * torch.log1p(-clamped)

@@ -47,8 +47,9 @@ class DepthBins:
         raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
         is_valid = (raw > self.lowest_valid) & raw.isfinite()
         value = raw.clamp(min=1).log2() if self.uses_log2 else raw
-        limits = torch.tensor(self.thresholds, dtype=value.dtype, device=value.device)
-        found = torch.bucketize(value.contiguous(), limits)  # limits[i - 1] < value <= limits[i]
+        found = torch.zeros_like(value, dtype=torch.int64)
+        for limit in self.thresholds:  # a tensor of them would be copied to a GPU in every call
+            found = found + (value > limit)
         if self.near_first:
             found = self.bins - 1 - found
         return torch.where(is_valid, found, INVALID)
@@ -100,8 +101,8 @@ def soft_bins(index: Tensor, bins: int, size: Sequence[int]) -> Tensor:
 
     Source: Kong and Fowlkes 2018, released code.
     """
-    one_hot = F.one_hot(index[:, 0] + 1, bins + 1).movedim(-1, 1).float()  # (N, K + 1, H, W)
-    shared = one_hot[:, 1:] + one_hot[:, :1] / bins
+    numbers = torch.arange(bins, device=index.device)[:, None, None]
+    shared = (index == numbers).float() + (index == INVALID).float() / bins  # (N, K, H, W)
     resized = F.interpolate(
         shared, size=tuple(size), mode="bicubic", align_corners=False, antialias=True
     ).clamp(min=0)

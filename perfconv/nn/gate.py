@@ -421,9 +421,10 @@ def _is_open(logits: Tensor) -> Tensor:
 
 
 def _holds_numbers(value: Tensor) -> bool:
-    """Not a fake or meta tensor, and not inside a transform of torch.func."""
+    """Not a fake or meta tensor, nor inside a transform of torch.func or the capture of a graph."""
     return (
         type(value) is Tensor
         and value.device.type != "meta"
+        and not (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())
         and not torch._C._functorch.is_functorch_wrapped_tensor(value)
     )

@@ -8,7 +8,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from helpers import random_mask
+from named_networks import inputs, named, network
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 import perfconv
 from perfconv import PerforatedConv2d
@@ -203,6 +205,35 @@ def test_training_steps_replay(gpu: torch.device, dtype: torch.dtype) -> None:
         step(second)
         assert torch.equal(first.weight, second.weight)
         assert torch.equal(first.bias, second.bias)
+
+
+@pytest.mark.parametrize("fuses", [False, True], ids=["as built", "fused"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        "pag_resnet50(gates_pool=True)",
+        "layer_skipping_resnet50()",
+        "depth_aware_resnet50(assignment='hard')",
+        "recurrent_depth_resnet50(loops=1, loop_weighting='true_depth')",
+    ],
+)
+def test_networks_replay_with_other_images(gpu: torch.device, call: str, fuses: bool) -> None:
+    """Gates of pixels and images, both kinds of pools, loops; tests/models has the code above."""
+    model = network(named(call)).to(gpu)
+    if fuses:
+        model = perfconv.fuse(model, inplace=True)
+    arguments = [argument.to(gpu) for argument in inputs(named(call))]
+    results = {}
+    with torch.no_grad():
+        graph = capture(lambda: results.update(outputs=model(*arguments)))
+        for seed in range(2, 5):
+            for argument, drawn in zip(arguments, inputs(named(call), seed), strict=True):
+                argument.copy_(drawn)
+            graph.replay()
+            found, expected = tree_leaves(results["outputs"]), tree_leaves(model(*arguments))
+            for one, other in zip(found, expected, strict=True):
+                if isinstance(other, Tensor):
+                    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 def test_no_synchronisation(gpu: torch.device) -> None:

@@ -6,31 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from named_networks import VARIANTS, depth_for, narrow_network
+from named_networks import VARIANTS, inputs, named, network
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import perfconv
 import perfconv.onnx
+from perfconv.losses import density_loss
 
-SIZE = (33, 40)
 Run = Callable[..., object]
-
-
-def network(variant) -> nn.Module:
-    """Gates closed at some pixels."""
-    model = narrow_network(variant, is_shallow=True)
-    generator = torch.Generator().manual_seed(0)
-    for gate in perfconv.gates(model).values():
-        if isinstance(gate, perfconv.nn.PixelGate):
-            nn.init.normal_(gate.conv.weight, std=0.5, generator=generator)
-            nn.init.zeros_(gate.conv.bias)
-    return model.eval().requires_grad_(False)
-
-
-def inputs(variant) -> tuple[Tensor, ...]:
-    images = torch.rand(1, 3, *SIZE, generator=torch.Generator().manual_seed(1))
-    return images, *depth_for(variant, images)
 
 
 def tensors(outputs: object) -> list[Tensor]:
@@ -83,8 +68,18 @@ def check(variant, run: Run, tolerance: float = 1e-4) -> None:
         assert_same(run(model, arguments), model(*arguments), tolerance)
 
 
-def named(call: str):
-    return next(variant for variant in VARIANTS if variant.call == call)
+class NoWaiting(TorchDispatchMode):
+    """Fails where a GPU would have to be waited for: values read, tensors made from numbers."""
+
+    REFUSED = ("_local_scalar_dense", "lift_fresh", "nonzero", "masked_select", "equal", "_unique2")
+
+    def __torch_dispatch__(self, operator, types, arguments=(), options=None):
+        name = operator.overloadpacket.__name__
+        indices = arguments[1] if name == "index" else ()
+        reads = any(index is not None and index.dtype == torch.bool for index in indices)
+        assert name not in self.REFUSED, name
+        assert not reads, "indexed by a mask"
+        return operator(*arguments, **(options or {}))
 
 
 # ---- one of each, always -------------------------------------------------------------------------
@@ -97,6 +92,24 @@ def test_bfloat16_autocast(variant) -> None:
             return model(*arguments)
 
     check(variant, run, tolerance=0.1)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.call)
+def test_nothing_waits_for_a_device(variant) -> None:
+    """Neither inference nor a training step: what a CUDA graph needs of the code above operators.
+
+    The operators themselves: tests/cuda/test_graphs.py.
+    """
+    model, arguments = network(variant), inputs(variant)
+    with torch.no_grad(), NoWaiting():
+        model(*arguments)
+    model.train().requires_grad_(True)
+    model(*arguments)  # a gate looks for saturation in its first call and every 64th
+    with NoWaiting(), perfconv.record_gates(model) as record:
+        losses = [output.float().square().mean() for output in tensors(model(*arguments))]
+        if record:
+            losses.append(density_loss(record, 0.5))
+        torch.stack(losses).sum().backward()
 
 
 def test_onnx_of_gated_blocks(tmp_path: Path) -> None:
