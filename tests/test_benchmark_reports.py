@@ -147,10 +147,35 @@ def test_the_page_shows_every_shape_and_loads_nothing(tmp_path, capsys):
     assert 'class="slower">slower<' in text
 
 
-def test_an_algorithm_that_was_not_measured(tmp_path):
+def test_an_algorithm_that_was_not_measured(tmp_path, capsys):
     path = write(tmp_path / "run.jsonl", recorded(1))
-    with pytest.raises(SystemExit, match="no measurement of algorithm 'direct'; it has: auto"):
-        page_module.main([str(path), "--algorithm", "direct"])
+    assert page_module.main([str(path), "--algorithm", "direct"]) == 2
+    assert "no measurement of algorithm 'direct'; it has: auto" in capsys.readouterr().err
+    assert report.main([str(path), "--algorithm", "direct"]) == 2
+    assert "no convolution of algorithm 'direct'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", [None, "", "[1]\n", "no json\n", '{"a": 1}\n'])
+def test_what_is_no_results_file(text, tmp_path, capsys):
+    path, good = tmp_path / "other", str(write(tmp_path / "run.jsonl", recorded(1)))
+    if text is not None:
+        path.write_text(text)
+    for main, words in (
+        (regression.main, [good, str(path)]),
+        (page_module.main, [str(path), "--output", str(tmp_path / "page.html")]),
+        (page_module.main, [good, "--before", str(path), "--output", str(tmp_path / "page.html")]),
+        (report.main, [str(path)]),
+    ):
+        assert main(words) == 2
+        assert f"{path} is no results file" in capsys.readouterr().err
+
+
+def test_a_document_without_marks_is_left_alone(tmp_path, capsys):
+    path, document = write(tmp_path / "run.jsonl", recorded(1)), tmp_path / "page.md"
+    document.write_text("words\n")
+    assert report.main([str(path), "--update", str(document)]) == 2
+    assert "has no lines" in capsys.readouterr().err
+    assert document.read_text() == "words\n"
 
 
 def test_the_document_is_replaced_between_its_marks(tmp_path):
@@ -178,6 +203,28 @@ def test_the_figures_of_the_readme_are_those_of_their_file(tmp_path):
     arguments = ["--shapes", *shapes, "--pass", *passes, "--dtype", *dtypes]
     assert report.main([str(source), *arguments, "--update", str(again)]) == 0
     assert again.read_text() == readme.read_text()
+
+
+def test_a_whole_name_of_a_shape_is_no_part_of_another():
+    names = {"64 to 64, 8x8, 3x3 dilation 1", "64 to 64, 8x8, 3x3 dilation 1, 64 groups"}
+    assert report.chosen_shapes(names, ["64 to 64, 8x8, 3x3 dilation 1"]) == {min(names)}
+    assert report.chosen_shapes(names, ["8x8", "groups"]) == names
+    assert report.chosen_shapes(names, ["512"]) == set()
+
+
+COMMITTED = [
+    path
+    for path in (ROOT / "benchmarks" / "results").iterdir()
+    if path.suffix in (".md", ".html") and path.with_suffix(".jsonl").exists()
+]
+
+
+@pytest.mark.parametrize("committed", COMMITTED, ids=lambda path: path.name)
+def test_a_committed_report_is_that_of_its_file(committed, tmp_path):
+    """After a change of the page: python benchmarks/page.py FILE.jsonl --output FILE.html."""
+    again = tmp_path / committed.name
+    page_module.write(committed.with_suffix(".jsonl"), again)
+    assert again.read_text() == committed.read_text()
 
 
 def test_batches_are_shapes_of_their_own():

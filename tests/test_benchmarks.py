@@ -4,6 +4,7 @@ import importlib.machinery
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import types
@@ -15,6 +16,8 @@ import torch
 import perfconv
 from perfconv._bench import (
     block,
+    command,
+    compaction,
     conv,
     network,
     networks,
@@ -122,8 +125,8 @@ def test_every_benchmark_has_quick_tasks_with_names_of_their_own():
 def test_an_unknown_benchmark(capsys):
     with pytest.raises(SystemExit, match="no benchmark or level called nothing"):
         main(["nothing"])
-    assert main(["conv", "--quick", "--filter", "nothing"]) == 1
-    assert "nothing has such a name" in capsys.readouterr().err
+    assert main(["conv", "--quick", "--filter", "nothing"]) == 2
+    assert "has such a name. Names look like c64-64-1x30x40" in capsys.readouterr().err
 
 
 def test_quick_convolutions(tmp_path, capsys):
@@ -163,11 +166,113 @@ def test_a_sweep_replaces_the_values_of_the_list(tmp_path):
     assert len({row["problem"] for row in rows}) == 2
 
 
-def test_a_file_of_another_machine_is_not_continued(tmp_path):
+def test_a_sweep_makes_only_problems_that_there_are():
+    """Depthwise layers stay depthwise; groups that do not divide the channels are left out."""
+    layers = [Problem(64, 64, 8, 8, groups=64), Problem(128, 128, 8, 8, groups=32)]
+    found = [p for layer in layers for p in conv.swept(layer, {"channels": (64, 80)})]
+    assert [(p.channels, p.groups) for p in found] == [(64, 64), (80, 80), (64, 32)]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--density 1.5", "a density is from 0 to 1, got '1.5'"),
+        ("--density nan", "a density is from 0 to 1, got 'nan'"),
+        ("--pattern stripes", "invalid choice: 'stripes'"),
+        ("--dtype int32", "invalid choice: 'int32'"),
+        ("--channels 0", "a whole number from 1, got '0'"),
+        ("--size 0x5", "a map size looks like 60x80, got '0x5'"),
+        ("--pairs 1", "a whole number from 2, got '1'"),
+        ("--threads 0", "a whole number from 1, got '0'"),
+        ("--modes sideways", "invalid choice: 'sideways'"),
+        ("pool --channels 8", "--channels is for conv. Leave it out"),
+        ("--before old.jsonl", "--before is for the report. Give --report"),
+        ("--report page.html", "--report reads a results file. Give --output"),
+        ("--output o.jsonl --report page.pdf", "--report writes FILE.html or FILE.md"),
+        ("--output o.jsonl --report /proc/none/p.html", "--report cannot be written"),
+        ("--output /proc/none/o.jsonl", "cannot be continued: .* Give another --output"),
+        ("--output o.jsonl --report p.md --before none.jsonl", "none.jsonl is no results file"),
+    ],
+)
+def test_what_a_user_can_put_right_is_said_before_anything_is_measured(
+    words, message, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "run_tasks", pytest.fail)
+    try:
+        status = main([*words.split(), "--quick"])
+    except SystemExit as stopped:
+        status = stopped.code
+    assert status == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def head_of_this_machine(**changes: object) -> str:
+    settings = Options(pairs=5, with_compile=False).settings()
+    return json.dumps(timing.environment() | {"settings": settings} | changes) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"processor": "another", "isa": "avx2"}\n', "processor is 'another' in the one"),
+        (head_of_this_machine(settings={"pairs": 31}), "settings is {'pairs': 31} in the one"),
+        ('{"name": "something else"}\n', "does not name the machine"),
+        ("<html>\n", "is no results file"),
+    ],
+)
+def test_another_file_is_not_continued(text, message, tmp_path, capsys):
     output = tmp_path / "other.jsonl"
-    output.write_text(json.dumps({"processor": "another", "isa": "avx2", "torch": "2.10"}) + "\n")
-    with pytest.raises(SystemExit, match="processor is 'another' in the one"):
-        main(["compaction", "--quick", "--output", str(output)])
+    output.write_text(text)
+    assert main(["compaction", "--quick", "--output", str(output)]) == 2
+    assert message in capsys.readouterr().err
+    assert output.read_text() == text
+
+
+def test_a_run_that_was_killed_while_it_wrote_goes_on(tmp_path):
+    """The measurement that was being written is done again, those before it are not."""
+    words = ["compaction", "--quick"]
+    output = tmp_path / "results.jsonl"
+    run(tmp_path, *words, continues=False)
+    whole = output.read_text()
+    for torn in (whole[:-40], whole[:-1], head_of_this_machine()[:-20]):
+        output.write_text(torn)
+        _, rows = run(tmp_path, *words)
+        keys = [(row["problem"], row["algorithm"]) for row in rows]
+        assert len(keys) == len(set(keys)) == 6
+    output.write_text(whole[:-40])
+    run(tmp_path, *words, continues=False)
+    kept = whole.splitlines()[:-2]
+    assert output.read_text().splitlines()[: len(kept)] == kept
+
+
+def test_a_measurement_that_fails_is_tried_again_and_the_others_run(tmp_path, capsys, monkeypatch):
+    def fails(call: object) -> int:
+        raise RuntimeError("too little memory")
+
+    only = "c64-64-1x30x40-k1-dil1-float32-random0.25"
+    with monkeypatch.context() as patched:
+        patched.setattr(timing.CpuClock, "peak_bytes", lambda self, call: fails(call))
+        chosen = ["conv", "--quick", "--filter", only, "--threads", "1", "--pairs", "5"]
+        output = tmp_path / "results.jsonl"
+        assert main([*chosen, "--output", str(output)]) == 1
+    text = capsys.readouterr().err
+    assert f"FAILED {only} forward: RuntimeError: too little memory" in text
+    assert "1 of 1 failed" in text
+    assert read(output)[1] == []
+    assert main([*chosen, "--output", str(output)]) == 0
+    assert {row["problem"] for row in read(output)[1]} == {only}
+
+
+def test_a_run_that_is_stopped_keeps_what_it_has(tmp_path, capsys, monkeypatch):
+    def stop(row: dict) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compaction, "describe", stop)
+    output = tmp_path / "results.jsonl"
+    assert main(["compaction", "--quick", "--threads", "1", "--output", str(output)]) == 130
+    assert f"{output} has what was done; the same command goes on" in capsys.readouterr().err
+    assert len(read(output)[1]) == 2
 
 
 def test_a_dry_run_of_the_gpu_benchmark(tmp_path):
@@ -184,7 +289,7 @@ def test_a_dry_run_of_the_gpu_benchmark(tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_the_gpu_benchmark_needs_a_gpu(capsys):
-    assert main(["conv", "--device", "cuda"]) == 1
+    assert main(["conv", "--device", "cuda"]) == 2
     assert "no GPU to measure on" in capsys.readouterr().err
 
 

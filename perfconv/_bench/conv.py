@@ -132,24 +132,24 @@ def describe(row: dict) -> str:
     )
 
 
-def swept(problems: list[Problem], sweep: dict[str, tuple]) -> list[Problem]:
-    """Each problem with every combination of the values asked for."""
-    names = list(sweep)
+def swept(problem: Problem, sweep: dict[str, tuple]) -> list[Problem]:
+    """The problem with every combination of the values asked for that there can be."""
     changed = [
-        replace(problem, **_fields(dict(zip(names, values, strict=True))))
-        for problem in problems
+        replace(problem, **_fields(problem, dict(zip(sweep, values, strict=True))))
         for values in product(*sweep.values())
     ]
-    return list(dict.fromkeys(changed))
+    return [made for made in dict.fromkeys(changed) if made.channels % made.groups == 0]
 
 
-def _fields(values: dict) -> dict:
-    """ "size" is (height, width); "channels" both numbers of channels."""
+def _fields(problem: Problem, values: dict) -> dict:
+    """ "size" is (height, width); "channels" both numbers, depthwise layers stay depthwise."""
     fields = {name: value for name, value in values.items() if name not in ("size", "channels")}
     if "size" in values:
         fields["height"], fields["width"] = values["size"]
     if "channels" in values:
         fields["channels"] = fields["out_channels"] = values["channels"]
+        if problem.groups == problem.channels:
+            fields["groups"] = values["channels"]
     return fields
 
 
@@ -164,7 +164,7 @@ def tasks(options: Options) -> list[Task]:
             cases += [(problem, "graph") for problem, mode in cases if mode == "forward"]
         if options.modes:
             cases = [(p, mode) for p, mode in cases if mode in options.modes]
-    pairs = [(new, mode) for p, mode in cases for new in swept([p], options.sweep)]
+    pairs = [(new, mode) for p, mode in cases for new in swept(p, options.sweep)]
     return [
         Task(
             problem.name,

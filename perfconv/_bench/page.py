@@ -8,6 +8,7 @@ Reads only, never times.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import jinja2
 from perfconv._bench import charts, table2
 from perfconv._bench.regression import changes, why_not_comparable
 from perfconv._bench.report import describe, shape_name, write_atomically
-from perfconv._bench.results_file import read
+from perfconv._bench.results_file import ResultsError, read
 
 GATED = {"bottleneck", "resnet50", "networks", "parser"}
 
@@ -44,13 +45,19 @@ def classes(sections: Sequence[charts.Section]) -> list[tuple[str, str, str]]:
     ]
 
 
-def changed(head: dict, rows: list[dict], before: Path | None) -> dict:
-    if before is None:
-        return {"before": None, "changes": [], "compared": 0}
+def check_comparable(before: Path, head: dict) -> list[dict]:
+    """The measurements of an earlier file; ResultsError if it is of another machine."""
     old_head, old_rows = read(before)
     reason = why_not_comparable(old_head, head)
     if reason is not None:
-        raise SystemExit(f"page: {before.name} is not comparable: {reason}.")
+        raise ResultsError(f"{before.name} is not comparable: {reason}. Leave --before out.")
+    return old_rows
+
+
+def changed(head: dict, rows: list[dict], before: Path | None) -> dict:
+    if before is None:
+        return {"before": None, "changes": [], "compared": 0}
+    old_rows = check_comparable(before, head)
     found = changes(old_rows, rows)
     return {
         "before": before.name,
@@ -66,8 +73,8 @@ def content(source: Path, algorithm: str, before: Path | None) -> dict:
     sections = charts.sections(layers, algorithm)
     if layers and not sections:
         known = ", ".join(sorted({row["algorithm"] for row in layers}))
-        raise SystemExit(
-            f"page: {source.name} has no measurement of algorithm {algorithm!r}; it has: {known}."
+        raise ResultsError(
+            f"{source.name} has no measurement of algorithm {algorithm!r}; it has: {known}."
         )
     machine = of(rows, "machine")
     methods = {row["algorithm"] for row in layers}
@@ -131,11 +138,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--before", type=Path, help="an earlier results file of this machine")
     parser.add_argument("--output", type=Path, default=Path("report.html"))
     arguments = parser.parse_args(argv)
-    write(
-        arguments.source,
-        arguments.output,
-        algorithm=arguments.algorithm,
-        before=arguments.before,
-    )
+    try:
+        write(
+            arguments.source,
+            arguments.output,
+            algorithm=arguments.algorithm,
+            before=arguments.before,
+        )
+    except ResultsError as error:
+        print(f"page: {error}", file=sys.stderr)
+        return 2
     print(arguments.output.resolve())
     return 0

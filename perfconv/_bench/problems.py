@@ -207,7 +207,7 @@ def cuda_problems() -> list[Problem]:
 
 def patterns() -> tuple[str, ...]:
     """Those that can be made here: real ponder maps need the weights of HED and a photo."""
-    return ("random", "blobs", "band", *(["ponder"] if has_ponder_maps() else []))
+    return PATTERNS if has_ponder_maps() else PATTERNS[:-1]
 
 
 # Of the report: (channels, height, width, dilation), three channel counts and two map sizes.
@@ -246,6 +246,9 @@ def conv_problems(scope: str) -> list[tuple[Problem, str]]:
         cases += [(replace(batch, density=d), "forward") for d in (0.25, 0.5)]
     return list(dict.fromkeys(cases))
 
+
+PATTERNS = ("random", "blobs", "band", "ponder")
+PASSES = ("forward", "training", "dgrad", "wgrad", "graph")
 
 LISTS = {
     "standard": standard_problems,

@@ -7,7 +7,7 @@ run, which takes the machine's mood out of it. It changed if the quartiles of th
 overlap and the medians differ by more than 15 %; inside that there is no difference: two runs of
 one build differed by up to 11 % where a call takes less than a millisecond. Where the dense
 convolution itself took another time, something else used the machine: such a cell is "disturbed"
-and says nothing. The exit status is 1 if any cell became slower.
+and says nothing. The exit status is 1 if any cell became slower, 2 if the files cannot be compared.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from perfconv._bench.results_file import read
+from perfconv._bench.results_file import ResultsError, read
 
 # Set after two runs of one build, of which 5 % called 2 cells of 16 slower.
 SMALLEST_CHANGE = 0.15
@@ -95,7 +95,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path)
     arguments = parser.parse_args(argv)
-    (old_head, old_rows), (new_head, new_rows) = read(arguments.old), read(arguments.new)
+    try:
+        (old_head, old_rows), (new_head, new_rows) = read(arguments.old), read(arguments.new)
+    except ResultsError as error:
+        print(f"regression: {error}", file=sys.stderr)
+        return 2
     reason = why_not_comparable(old_head, new_head)
     if reason is not None:
         print(

@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-from perfconv._bench.results_file import read
+from perfconv._bench.results_file import ResultsError, read
 
 BEGIN, END = "<!-- benchmark table: begin -->", "<!-- benchmark table: end -->"
 DENSITIES = (0.1, 0.25, 0.5, 0.75, 1.0)
@@ -67,20 +67,28 @@ def table(rows: list[dict]) -> str:
 
 def describe(head: dict, rows: list[dict], source: Path) -> str:
     commits = dict.fromkeys([head["commit"], *(row.get("commit", "") for row in rows)])
+    place = "benchmarks/results/" if source.resolve().parent.name == "results" else ""
     built = ", ".join(filter(None, commits))  # more than one: the file was continued in another run
     return (
         f"{head['processor']} ({head['isa']}), {head['threads']} threads, torch {head['torch']}, "
         f"{head['date']}, built from {built}. Median (quartiles) of interleaved pairs "
-        f"against the faster dense layout; file: `benchmarks/results/{source.name}`."
+        f"against the faster dense layout; file: `{place}{source.name}`."
     )
+
+
+def chosen_shapes(names: set[str], texts: list[str]) -> set[str]:
+    """The names asked for: those of a whole name, or those that contain a part of one."""
+    return {n for text in texts for n in names if (n == text if text in names else text in n)}
 
 
 def document(
     source: Path, algorithm: str, dtypes: list[str], passes: list[str], shapes: list[str]
 ) -> str:
     head, rows = read(source)
+    rows = [row for row in rows if "kernel" in row]
     if shapes:
-        rows = [row for row in rows if any(part in shape_name(row) for part in shapes)]
+        kept = chosen_shapes({shape_name(row) for row in rows}, shapes)
+        rows = [row for row in rows if shape_name(row) in kept]
     chosen = [
         row
         for pass_name in passes
@@ -88,14 +96,19 @@ def document(
         for row in rows
         if wanted(row, dtype, pass_name, algorithm)
     ]
+    if not chosen:
+        raise ResultsError(
+            f"{source.name} has no convolution of algorithm {algorithm!r} with these shapes, dtypes "
+            "and passes. Leave some of them out."
+        )
     return f"{describe(head, chosen, source)}\n\n{table(chosen)}"
 
 
 def update(target: Path, text: str) -> None:
     """Replaces the text between the markers, atomically."""
-    content = target.read_text()
+    content = target.read_text() if target.exists() else ""
     if BEGIN not in content or END not in content:
-        raise SystemExit(f"{target} has no lines {BEGIN!r} and {END!r}; add them first.")
+        raise ResultsError(f"{target} has no lines {BEGIN!r} and {END!r}; add them first.")
     before, rest = content.split(BEGIN, 1)
     after = rest.split(END, 1)[1]
     write_atomically(target, f"{before}{BEGIN}\n{text}\n{END}{after}")
@@ -119,15 +132,21 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--update", type=Path, help="document with the two markers")
     arguments = parser.parse_args(argv)
-    text = document(
-        arguments.source,
-        arguments.algorithm,
-        arguments.dtype,
-        arguments.passes,
-        arguments.shapes,
-    )
+    try:
+        text = document(
+            arguments.source,
+            arguments.algorithm,
+            arguments.dtype,
+            arguments.passes,
+            arguments.shapes,
+        )
+        if arguments.update:
+            update(arguments.update, text)
+    except ResultsError as error:
+        print(f"report: {error}", file=sys.stderr)
+        return 2
     if arguments.update:
-        update(arguments.update, text)
+        print(arguments.update)
     else:
         print(text)
     return 0

@@ -7,15 +7,54 @@ from pathlib import Path
 from typing import TextIO
 
 # What has to be the same for a file to be continued, or for two files to be compared.
-SAME_MACHINE = ("processor", "isa", "torch", "device")
+SAME_MACHINE = ("processor", "isa", "torch", "device", "settings")
 
 Key = tuple[str, str, int]  # problem, pass, threads
 
 
+class ResultsError(Exception):
+    """A results file that cannot be used; the text says what to do."""
+
+
 def read(path: Path) -> tuple[dict, list[dict]]:
-    """(environment, measurements) of a results file."""
-    rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    """(environment, measurements) of a results file.
+
+    Raises:
+        ResultsError: there is none, or something else.
+    """
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise ResultsError(
+            f"{path} is no results file: {error}. Give one that perfconv bench wrote."
+        ) from error
+    if not rows or not all(isinstance(row, dict) for row in rows) or "processor" not in rows[0]:
+        raise ResultsError(
+            f"{path} is no results file: its first line does not name the machine. Give one that "
+            "perfconv bench wrote."
+        )
     return rows[0], [row for row in rows if "problem" in row]
+
+
+def without_torn_end(text: str) -> str:
+    """What a process that was killed while it wrote has left, less its last measurement.
+
+    The rows of a measurement are written together and end in a line break.
+    """
+    if text.endswith("\n"):
+        return text
+    lines = text.splitlines(keepends=True)[:-1]
+    if not lines:
+        return ""
+    last = _measurement(lines[-1])
+    while len(lines) > 1 and _measurement(lines[-1]) == last:
+        lines.pop()
+    return "".join(lines)
+
+
+def _measurement(line: str) -> tuple:
+    row = json.loads(line)
+    return row.get("problem"), row.get("pass"), row.get("threads")
 
 
 def row_key(row: dict, head: dict) -> Key:
@@ -39,19 +78,27 @@ class ResultsFile:
         self._done: set[Key] = set()
         if path is None:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        is_new = not path.exists() or not path.read_text().strip()
-        if not is_new:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a"):  # for the right to write, before anything is measured
+                text = path.read_text()
+            kept = without_torn_end(text)
+            if kept != text:
+                path.write_text(kept)
+        except (OSError, ValueError) as error:
+            raise ResultsError(
+                f"{path} cannot be continued: {error}. Give another --output."
+            ) from (error)
+        if kept.strip():
             old_head, rows = read(path)
             reason = difference(old_head, head)
             if reason is not None:
-                raise SystemExit(
-                    f"perfconv bench: {path} is of another machine or setting: {reason}. "
-                    "Give another --output."
+                raise ResultsError(
+                    f"{path} is of another machine or setting: {reason}. Give another --output."
                 )
             self._done = {row_key(row, old_head) for row in rows}
         self._stream = path.open("a")
-        if is_new:
+        if not kept.strip():
             self._write([head])
 
     def has(self, key: Key) -> bool:

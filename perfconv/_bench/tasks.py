@@ -1,5 +1,6 @@
 """The one loop of all benchmarks: tasks in turn, progress with the time left, rows as they come."""
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,15 @@ class Options:
     def is_quick(self) -> bool:
         return self.scope == "quick"
 
+    def settings(self) -> dict:
+        """What the rows of one file have in common, besides the machine."""
+        return {
+            "pairs": self.pairs,
+            "peers": self.with_peers,
+            "compile": self.with_compile,
+            "algorithms": list(self.algorithms),
+        }
+
     def with_pairs(self, most: int) -> "Options":
         """For calls of a second and more: fewer pairs, unless their number was asked for."""
         return self if self.has_own_pairs else replace(self, pairs=min(self.pairs, most))
@@ -59,22 +69,31 @@ def progress(done: int, total: int, elapsed: float) -> str:
     return f"[{done}/{total}, {duration(left)} left]"
 
 
-def run_tasks(tasks: Sequence[Task], results: ResultsFile, threads: int) -> list[dict]:
-    """Runs what is not in the results file yet; all new rows."""
+def run_tasks(tasks: Sequence[Task], results: ResultsFile, threads: int) -> int:
+    """Runs what is not in the results file yet; how many measurements failed.
+
+    One that fails leaves no row, so that the same command tries it again; the others run.
+    """
     todo = [task for task in tasks if not results.has((task.problem, task.pass_name, threads))]
     if len(todo) < len(tasks):
         print(f"{len(tasks) - len(todo)} of {len(tasks)} are in the results file already")
-    found = []
+    failed = []
     begin = time.perf_counter()
     for number, task in enumerate(todo, 1):
         common = {"benchmark": task.benchmark, "level": task.level, "problem": task.problem}
         if task.pass_name:
             common["pass"] = task.pass_name
         common |= {"threads": torch.get_num_threads(), "commit": commit()}
-        rows = [{**common, **row} for row in task.measure()]
+        try:
+            rows = [{**common, **row} for row in task.measure()]
+        except Exception as error:  # a wrong result, or a machine that lacks something
+            failed.append(f"{task.problem} {task.pass_name}".strip())
+            print(f"FAILED {failed[-1]}: {type(error).__name__}: {error}", file=sys.stderr)
+            continue
         results.add(rows)
-        found += rows
         mark = progress(number, len(todo), time.perf_counter() - begin)
         for row in rows:
             print(f"{mark} {task.describe(row)}", flush=True)
-    return found
+    if failed:
+        print(f"{len(failed)} of {len(todo)} failed: {', '.join(failed)}", file=sys.stderr)
+    return len(failed)
