@@ -98,8 +98,8 @@ def document(
     ]
     if not chosen:
         raise ResultsError(
-            f"{source.name} has no convolution of algorithm {algorithm!r} with these shapes, dtypes "
-            "and passes. Leave some of them out."
+            f"{source.name} has no convolution of algorithm {algorithm!r} with these shapes, "
+            "dtypes and passes. Leave some of them out."
         )
     return f"{describe(head, chosen, source)}\n\n{table(chosen)}"
 
