@@ -21,6 +21,7 @@ def explain_cuda(
     dtype: str,
     allow_tf32: bool,
     is_aligned: bool,
+    compute_capability: int,
     expected_density: float | None,
     algorithm: str,
 ) -> list[tuple[str, bool, str]]: ...

@@ -12,10 +12,25 @@ from torch import Tensor
 Call = Callable[[Backend], list[Tensor]]
 
 # Planted wherever they run: what orders memory.
-ORDER = ("bar.sync", "barrier.sync", "bar.warp", "cp.async.wait_group", "cp.async.commit_group")
+ORDER = (
+    "bar.sync", "barrier.sync", "bar.warp", "cp.async.wait_group", "cp.async.commit_group",
+    "cp.async.mbarrier", "mbarrier.init", "mbarrier.arrive", "mbarrier.try_wait",
+    "fence.proxy.async", "wgmma.fence", "wgmma.commit_group", "wgmma.wait_group",
+)  # fmt: skip
 # Sampled: sources that may not change places, and what may not be missing.
-SWAPPED = ("sub", "setp.lt", "setp.gt", "setp.le", "setp.ge", "selp", "shl", "div", "mma")
-DROPPED = ("mma", "st.global", "st.shared", "fma")
+SWAPPED = (
+    "sub",
+    "setp.lt",
+    "setp.gt",
+    "setp.le",
+    "setp.ge",
+    "selp",
+    "shl",
+    "div",
+    "mma",
+    "wgmma.mma_async",
+)
+DROPPED = ("mma", "wgmma.mma_async", "st.global", "st.shared", "fma")
 VECTOR_BYTES = 16
 
 # What test_planted_faults.py found, for the terminal (cuda/conftest.py).
@@ -122,6 +137,11 @@ WIDE = Problem(in_channels=40, out_channels=72, size=(13, 17), density=0.7, acti
 EVEN = Problem(
     in_channels=56, out_channels=56, size=(13, 17), kernel=(2, 2), density=0.7, activation="relu6"
 )
+# Rings that go round several times, tables too; columns with a ragged end.
+WGMMA = Problem(
+    in_channels=192, out_channels=56, size=(23, 27), kernel=(1, 1), padding=(0, 0), density=0.7,
+    activation="relu6",
+)  # fmt: skip
 EPILOGUE = Problem(
     in_channels=24, out_channels=40, size=(13, 17), fill="passthrough", has_residual=True,
     activation="hardswish", activate_base=True,
@@ -154,6 +174,7 @@ CALLS: dict[str, Call] = {
         for which in ("forward", "dgrad", "wgrad")
     },
     "tf32 forward": one_pass("forward", WIDE, torch.float32, "implicit_gemm", allow_tf32=True),
+    "wgmma forward": one_pass("forward", WGMMA, torch.bfloat16, "implicit_gemm"),
     "few-channels": one_pass("forward", FEW_CHANNELS, torch.float32, "implicit_gemm"),
     "epilogue": one_pass("forward", EPILOGUE, torch.float16, "implicit_gemm"),
     "dense": one_pass("forward", EPILOGUE, torch.float32, "dense"),
@@ -173,7 +194,7 @@ OTHER_WAYS = {"multi-dilation dgrad": "DgradRows"}
 def kernel_of(mangled: str) -> str:
     """The name of a kernel template, with what makes a kernel of its own of an instantiation."""
     name = template_of(mangled)
-    if "implicit_gemm" not in name:
+    if name not in ("implicit_gemm_kernel", "wgmma_gemm_kernel"):
         return name
     rows = re.search(r"\d([A-Z][a-z]+Rows)", mangled)
     kind = "bfloat16" if "bfloat16" in mangled else "float16" if "half" in mangled else "float32"

@@ -1,7 +1,9 @@
 // The predicates of the CUDA kernels, and the choices made from them.
 #include "cuda/planner.h"
 
+#include <cstdlib>
 #include <sstream>
+#include <stdexcept>
 
 namespace perfconv::cuda {
 namespace {
@@ -16,9 +18,28 @@ constexpr int64_t kPackBytes = 16;
 constexpr double kBreakEvenDensity = 0.5;
 
 // Kernels of implicit_gemm, the preferred one first; the last takes everything.
-constexpr ForwardKernel kImplicitKernels[] = {ForwardKernel::kTensorCore, ForwardKernel::kSimt,
-                                              ForwardKernel::kDepthwise,
-                                              ForwardKernel::kFewChannels, ForwardKernel::kDirect};
+constexpr ForwardKernel kImplicitKernels[] = {
+    ForwardKernel::kWgmma,     ForwardKernel::kTensorCore,  ForwardKernel::kSimt,
+    ForwardKernel::kDepthwise, ForwardKernel::kFewChannels, ForwardKernel::kDirect};
+constexpr int64_t kWgmmaDepth = 64;   // elements of a row of 128 bytes
+constexpr int kWgmmaCapability = 90;  // code of sm_90a runs on no other
+
+// The highest capability whose kernels may run, by the environment.
+int most_capability() {
+  static const int most = [] {
+    const char* text = std::getenv("PERFCONV_CUDA_CAPABILITY");
+    if (text == nullptr || *text == '\0') return kWgmmaCapability;
+    char* end = nullptr;
+    const long value = std::strtol(text, &end, 10);
+    if (*end != '\0' || value < 80 || value > 1000) {
+      throw std::invalid_argument(
+          "PERFCONV_CUDA_CAPABILITY must be a compute capability such as 80 or 90, got " +
+          std::string(text) + ".");
+    }
+    return static_cast<int>(value);
+  }();
+  return most;
+}
 
 // What both tiled kernels need: gathered rows of whole 16-byte packs.
 std::string tile_refusal(const ConvGeometry& g, const DeviceTraits& device) {
@@ -36,6 +57,8 @@ const char* kernel_name(ForwardKernel kernel) {
       return "direct";
     case ForwardKernel::kGatherGemm:
       return "gather, GEMM, scatter";
+    case ForwardKernel::kWgmma:
+      return "wgmma";
     case ForwardKernel::kTensorCore:
       return "tensor cores";
     case ForwardKernel::kSimt:
@@ -72,11 +95,25 @@ std::string density_reason(std::optional<double> expected_density) {
 
 }  // namespace
 
+std::string wgmma_refusal(const DeviceTraits& device) {
+  if (device.compute_capability != kWgmmaCapability) return "no GPU of compute capability 9.0";
+  if (most_capability() < kWgmmaCapability) return "PERFCONV_CUDA_CAPABILITY is below 90";
+  const bool is_half =
+      device.storage == StorageType::kBFloat16 || device.storage == StorageType::kHalf;
+  return is_half ? "" : "neither bfloat16 nor float16";
+}
+
 std::string refusal(ForwardKernel kernel, const ConvGeometry& g, const DeviceTraits& device) {
   switch (kernel) {
     case ForwardKernel::kDirect:
     case ForwardKernel::kGatherGemm:
       return "";
+    case ForwardKernel::kWgmma:
+      if (const std::string reason = wgmma_refusal(device); !reason.empty()) return reason;
+      if (g.group_in_channels() % kWgmmaDepth != 0) {
+        return "input channels of a group are no multiple of 64";
+      }
+      return tile_refusal(g, device);
     case ForwardKernel::kTensorCore:
       if (device.storage == StorageType::kDouble) return "float64";
       if (device.storage == StorageType::kFloat && !device.allow_tf32) {

@@ -12,14 +12,27 @@ namespace perfconv::cuda {
 
 // The forward kernels behind the algorithm names: gather_gemm is one path of several kernels,
 // implicit_gemm is the first of its kernels that accepts the problem.
-enum class ForwardKernel { kDirect, kGatherGemm, kTensorCore, kSimt, kDepthwise, kFewChannels };
+enum class ForwardKernel {
+  kDirect,
+  kGatherGemm,
+  kWgmma,
+  kTensorCore,
+  kSimt,
+  kDepthwise,
+  kFewChannels
+};
 
 // What the choice depends on besides the geometry.
 struct DeviceTraits {
   StorageType storage = StorageType::kFloat;
   bool allow_tf32 = false;
   bool is_aligned = true;  // input and weight start at a multiple of 16 bytes
+  int compute_capability = 80;
 };
+
+// Why the device has no wgmma, or must not use it; empty if it may. The environment variable
+// PERFCONV_CUDA_CAPABILITY (such as 80) asks for the kernels of older devices.
+std::string wgmma_refusal(const DeviceTraits& device);
 
 // Why a kernel does not take a problem; empty if it does.
 std::string refusal(ForwardKernel kernel, const ConvGeometry& g, const DeviceTraits& device);

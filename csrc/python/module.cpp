@@ -92,11 +92,13 @@ py::list explain_cpu(const std::vector<int64_t>& input, const std::vector<int64_
 
 py::list explain_cuda(const std::vector<int64_t>& input, const std::vector<int64_t>& weight,
                       const std::vector<int64_t>& output, int64_t groups, const std::string& dtype,
-                      bool allow_tf32, bool is_aligned, std::optional<double> expected_density,
-                      const std::string& algorithm) {
+                      bool allow_tf32, bool is_aligned, int compute_capability,
+                      std::optional<double> expected_density, const std::string& algorithm) {
   const perfconv::ConvGeometry g = geometry(input, weight, output, groups);
-  const perfconv::cuda::DeviceTraits device{
-      .storage = storage_type(dtype), .allow_tf32 = allow_tf32, .is_aligned = is_aligned};
+  const perfconv::cuda::DeviceTraits device{.storage = storage_type(dtype),
+                                            .allow_tf32 = allow_tf32,
+                                            .is_aligned = is_aligned,
+                                            .compute_capability = compute_capability};
   return as_list(
       perfconv::cuda::explain_choice(g, device, algorithm_called(algorithm), expected_density));
 }

@@ -270,8 +270,14 @@ def explain(
     sizes = list(images.shape), list(weight.shape), list(output.shape), groups, dtype
     if input.device.type == "cuda":
         is_aligned = all(starts_at_16_bytes(value) for value in (images, weight))
+        major, minor = torch.cuda.get_device_capability(input.device)
         return _ext._C.explain_cuda(
-            *sizes, torch_allows_tf32(), is_aligned, expected_density, algorithm
+            *sizes,
+            torch_allows_tf32(),
+            is_aligned,
+            10 * major + minor,
+            expected_density,
+            algorithm,
         )
     active = int(mask.sum()) * (images.size(0) // max(1, mask.size(0)))
     return _ext._C.explain_cpu(*sizes, active, algorithm)

@@ -46,6 +46,7 @@ def backend(request: pytest.FixtureRequest) -> Backend:
     result = opened(request.param)
     if result.emulator is not None:
         result.emulator.set(race=1, bounds=1, seed=1, sms=2, occupancy=2, resident=2)
+        result.emulator.set(max_spins=200_000)
     return result
 
 

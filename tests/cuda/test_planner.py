@@ -1,5 +1,9 @@
 """The planner of the CUDA kernels: what it says, and that this is what runs."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from cuda_backend import Backend
@@ -14,13 +18,14 @@ def explain(
     *,
     allow_tf32: bool = False,
     is_aligned: bool = True,
+    capability: int = 80,
     expected_density: float | None = None,
     algorithm: str = "auto",
 ) -> list[tuple[str, bool, str]]:
     input_shape = [problem.batch, problem.in_channels, *problem.size]
     return _ext._C.explain_cuda(
         input_shape, list(problem.weight_shape), list(problem.output_shape), problem.groups, dtype,
-        allow_tf32, is_aligned, expected_density, algorithm,
+        allow_tf32, is_aligned, capability, expected_density, algorithm,
     )  # fmt: skip
 
 
@@ -30,11 +35,28 @@ def implicit_kernel(*arguments: object, **options: object) -> str:
     return reasons["implicit_gemm"].split("kernel: ")[1]
 
 
+HALVES = Problem(in_channels=64)
 DEPTHWISE = Problem(in_channels=16, out_channels=16, groups=16)
 
 # What runs, and a word of the reason why the kernel before it in the list does not.
 CHOICES = {
     "bfloat16": (Problem(), {}, "tensor cores", ""),
+    "wgmma": (HALVES, {"capability": 90}, "wgmma", ""),
+    "wgmma float16": (HALVES, {"capability": 90, "dtype": "float16"}, "wgmma", ""),
+    "older": (HALVES, {"capability": 89}, "tensor cores", "no GPU of compute capability 9.0"),
+    "newer": (HALVES, {"capability": 100}, "tensor cores", "no GPU of compute capability 9.0"),
+    "48 channels": (
+        Problem(in_channels=48),
+        {"capability": 90},
+        "tensor cores",
+        "no multiple of 64",
+    ),
+    "wgmma tf32": (
+        HALVES,
+        {"capability": 90, "dtype": "float32", "allow_tf32": True},
+        "tensor cores",
+        "neither bfloat16 nor float16",
+    ),
     "float16": (Problem(), {"dtype": "float16"}, "tensor cores", ""),
     "tf32": (Problem(), {"dtype": "float32", "allow_tf32": True}, "tensor cores", ""),
     "float32": (Problem(), {"dtype": "float32"}, "float32 tiles", "permission"),
@@ -70,7 +92,35 @@ def test_auto_is_dense_by_expectation_only() -> None:
     assert explain(Problem(), "float64")[0][0] == "direct"
 
 
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        ("90", "kernel: wgmma"),
+        ("80", "not wgmma (PERFCONV_CUDA_CAPABILITY is below 90)"),
+        ("8.0", "must be a compute capability such as 80 or 90, got 8.0."),
+    ],
+)
+def test_kernels_of_an_older_device_by_the_environment(value: str, wanted: str) -> None:
+    """Read once a process; the module by itself, as importing torch takes seconds."""
+    script = (
+        "import importlib.util as u\n"
+        f"spec = u.spec_from_file_location('_C', {_ext._C.__file__!r})\n"
+        "module = u.module_from_spec(spec)\n"
+        "spec.loader.exec_module(module)\n"
+        "print(module.explain_cuda([1, 64, 9, 9], [8, 64, 3, 3], [1, 8, 9, 9], 1, 'bfloat16', "
+        "False, True, 90, None, 'auto')[0][2])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PERFCONV_CUDA_CAPABILITY": value},
+        capture_output=True,
+        text=True,
+    )
+    assert wanted in result.stdout + result.stderr
+
+
 LAUNCHED = {
+    "wgmma": "wgmma_gemm_kernel",
     "tensor cores": "implicit_gemm_kernel",
     "float32 tiles": "implicit_gemm_kernel",
     "few channels": "forward_few_channels_kernel",
@@ -83,8 +133,13 @@ LAUNCHED = {
 def test_what_it_says_is_what_runs(backend: Backend, name: str) -> None:
     problem, options, kernel, _ = CHOICES[name]
     dtype = getattr(torch, options.get("dtype", "bfloat16"))
+    if backend.emulator is not None:
+        backend.emulator.set(cc=options.get("capability", 80))
+    elif "capability" in options:
+        pytest.skip("about a device of another capability")
     backend.forward(problem, dtype, "implicit_gemm", allow_tf32=options.get("allow_tf32", False))
     if backend.emulator is not None:
+        backend.emulator.set(cc=90)
         log = backend.emulator.text("log")
         assert [name for name in set(LAUNCHED.values()) if name in log] == [LAUNCHED[kernel]]
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "cuda/device/ptx.cuh"
+#include "cuda/device/ptx_sm90a.cuh"
 #include "features/feature.h"
 
 namespace {
@@ -107,10 +108,61 @@ __global__ void collectives(const uint32_t* in, uint32_t* out) {
   word(out, 11) = __reduce_xor_sync(members, value);
 }
 
+// sums (64 x columns) = a (64 x 64, K-major) b (64 x columns), as each thread holds them: out[e *
+// 128
+// + t]. b has the columns as rows, or with kIsBNMajor the depths. Only sm_90a multiplies.
+template <class T, bool kIsBNMajor, int kSums>
+__global__ void __launch_bounds__(128) products(const uint4* a, const uint4* b, float* out) {
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  constexpr int kColumns = 2 * kSums;
+  extern __shared__ __align__(1024) uint4 tiles[];
+  uint4* b_tile = tiles + 64 * 8;
+  const auto t = static_cast<int>(threadIdx.x);
+  const auto place = [](int row, int chunk) { return row * 8 + (chunk ^ row % 8); };
+  for (int i = t; i < 64 * 8; i += 128) tiles[place(i / 8, i % 8)] = a[i];
+  for (int i = t; i < kColumns * 8; i += 128) {
+    if (kIsBNMajor) {
+      const int depth = i / (kColumns / 8);
+      const int chunk = i % (kColumns / 8);
+      b_tile[chunk / 8 * 64 * 8 + place(depth, chunk % 8)] = b[i];
+    } else {
+      b_tile[place(i / 8, i % 8)] = b[i];
+    }
+  }
+  ptx::fence_async_proxy();
+  __syncthreads();
+  const uint64_t a_operand = ptx::operand_descriptor(ptx::shared_address(tiles), 0);
+  const uint64_t b_operand = ptx::operand_descriptor(ptx::shared_address(b_tile), 64 * 128);
+  float sums[kSums] = {};
+  ptx::fence_sums();
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    ptx::multiply_add_async<T, kIsBNMajor>(sums, a_operand + 2 * k,
+                                           b_operand + (kIsBNMajor ? 128 : 2) * k);
+  }
+  ptx::commit_products();
+  ptx::wait_products<0>();
+  ptx::pin(sums);
+#pragma unroll
+  for (int e = 0; e < kSums; ++e) out[e * 128 + t] = sums[e];
+#endif
+}
+
 using Kernel = void (*)(const uint32_t*, uint32_t*);
 template <Kernel kKernel>
 cudaError_t run(const Arguments& a) {
   kKernel<<<1, 32, 0, a.stream>>>(a.at<uint32_t>(0), a.at<uint32_t>(1));
+  return cudaGetLastError();
+}
+
+template <class T, bool kIsBNMajor, int kSums>
+cudaError_t run_products(const Arguments& a) {
+  constexpr int kBytes = (64 + 2 * kSums) * 128;
+  const auto kernel = products<T, kIsBNMajor, kSums>;
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+  if (error != cudaSuccess) return error;
+  kernel<<<1, 128, kBytes, a.stream>>>(a.at<uint4>(0), a.at<uint4>(1), a.at<float>(2));
   return cudaGetLastError();
 }
 
@@ -129,6 +181,18 @@ const Feature kList[] = {
     {"shuffles_16", run<shuffles<16>>},
     {"shuffles_8", run<shuffles<8>>},
     {"collectives", run<collectives>},
+    {"wgmma_bf16_64", run_products<__nv_bfloat16, false, 32>},
+    {"wgmma_bf16_128", run_products<__nv_bfloat16, false, 64>},
+    {"wgmma_bf16_256", run_products<__nv_bfloat16, false, 128>},
+    {"wgmma_f16_64", run_products<__half, false, 32>},
+    {"wgmma_f16_128", run_products<__half, false, 64>},
+    {"wgmma_f16_256", run_products<__half, false, 128>},
+    {"wgmma_bf16_64_n_major", run_products<__nv_bfloat16, true, 32>},
+    {"wgmma_bf16_128_n_major", run_products<__nv_bfloat16, true, 64>},
+    {"wgmma_bf16_256_n_major", run_products<__nv_bfloat16, true, 128>},
+    {"wgmma_f16_64_n_major", run_products<__half, true, 32>},
+    {"wgmma_f16_128_n_major", run_products<__half, true, 64>},
+    {"wgmma_f16_256_n_major", run_products<__half, true, 128>},
 };
 const Features kFeatures(kList);
 

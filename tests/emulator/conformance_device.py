@@ -26,6 +26,8 @@ def build(library: Path = LIBRARY, arch: str = "native") -> Path:
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         refuse("PERFCONV_REQUIRE_CUDA", "no nvcc found: put it on PATH")
+    if arch == "native" and torch.cuda.get_device_capability() == (9, 0):
+        arch = "sm_90a"  # wgmma
     sources = [HERE / "features" / "feature.cpp", HERE / "conformance.cu"]
     includes = [f"-I{folder}" for folder in (ROOT / "csrc", HERE, HERE / "features")]
     library.parent.mkdir(parents=True, exist_ok=True)

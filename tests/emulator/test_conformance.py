@@ -172,6 +172,31 @@ def test_mma(kernels: Features | DeviceFeatures, name: str, widen, seed: int) ->
             assert error <= 2e-6 * size[row, column], (lane, i)
 
 
+@pytest.mark.parametrize("major", ["", "_n_major"])
+@pytest.mark.parametrize("columns", [64, 128, 256])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_wgmma(
+    kernels: Features | DeviceFeatures, dtype: torch.dtype, columns: int, major: str
+) -> None:
+    """Factors whose products and sums are exact, so that their order does not matter."""
+    if isinstance(kernels, DeviceFeatures) and torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("only compute capability 9.0 has wgmma")
+    generator = torch.Generator().manual_seed(columns)
+    a, b = (
+        (torch.randint(-16, 17, (rows, 64), generator=generator) / 16).to(dtype)
+        for rows in (64, columns)
+    )
+    out = torch.full((columns // 2, 128), float("nan"))
+    name = f"wgmma_{'bf16' if dtype == torch.bfloat16 else 'f16'}_{columns}{major}"
+    kernels.run(name, In(a), In(b.T.contiguous() if major else b), out)
+    register, thread = torch.meshgrid(
+        torch.arange(columns // 2), torch.arange(128), indexing="ij"
+    )  # "Register fragments": where each thread holds the elements of D
+    row = thread // 32 * 16 + thread % 32 // 4 + register // 2 % 2 * 8
+    column = register // 4 * 8 + thread % 4 * 2 + register % 2
+    assert torch.equal(out, (a.double() @ b.double().T).float()[row, column])
+
+
 # ---- copies and rounding -------------------------------------------------------------------------
 
 

@@ -97,6 +97,13 @@ def test_what_is_read(compile_text) -> None:
     assert again == kernel  # as it was kept
 
 
+def test_files_of_one_architecture() -> None:
+    archs = ["80", "90a", "100"]
+    assert compiled.archs_of(Path("product_sm90a.cu"), archs) == ["90a"]
+    assert compiled.archs_of(Path("product_sm90a.cu"), ["80"]) == []
+    assert compiled.archs_of(Path("product.cu"), archs) == archs
+
+
 def test_architectures_share_their_ptx(compile_text, tmp_path: Path) -> None:
     """Each is judged by its own instructions; one with a letter has PTX of its own."""
     source = tmp_path / "planted.cu"

@@ -214,6 +214,12 @@ def ptx_version(arch: str) -> str:
     return "80" if int(arch) < 100 else "100"
 
 
+def archs_of(source: Path, archs: Sequence[str]) -> list[str]:
+    """The architectures that a file is built for: all of them, or what its name ends in."""
+    only = re.search(r"_sm(\d+a)$", source.stem)
+    return [arch for arch in archs if only is None or arch == only[1]]
+
+
 def job_hash(source: Path, include: Path, archs: Sequence[str]) -> str:
     parts = [path.read_bytes() for path in sources_of(source, include)]
     parts += [Path(__file__).read_bytes(), versions().encode(), " ".join(archs).encode()]
@@ -263,16 +269,15 @@ def compile_all(
 ) -> list[Result]:
     """Every file for every architecture, in a stable order; its launchers once."""
     folder.mkdir(parents=True, exist_ok=True)
-    groups: dict[str, list[str]] = {}
-    for arch in archs:
-        groups.setdefault(ptx_version(arch), []).append(arch)
-    first = next(iter(groups))
     with ThreadPoolExecutor(jobs) as pool:
-        started = [
-            pool.submit(compile_job, source, include, group, folder, version == first)
-            for source in sorted(sources)
-            for version, group in groups.items()
-        ]
+        started = []
+        for source in sorted(sources):
+            groups: dict[str, list[str]] = {}
+            for arch in archs_of(source, archs):
+                groups.setdefault(ptx_version(arch), []).append(arch)
+            for place, group in enumerate(groups.values()):
+                with_host = place == 0
+                started.append(pool.submit(compile_job, source, include, group, folder, with_host))
         try:
             return [result for job in started for result in job.result()]
         except CheckError:

@@ -34,6 +34,12 @@ EXACT = (r"FFMA",), (r"[HI]MMA", r"DFMA")
 DOUBLE = (r"DFMA",), (r"[HI]MMA",)
 # The implicit GEMM: gathered rows arrive by cp.async in 16-byte pieces.
 TENSOR_CORES = (r"HMMA", r"LDSM", r"LDGSTS\.E.*\.128", r"BAR", r"STG\.E\.128"), (ATOMICS, "DFMA")
+# The same on sm_90a: warpgroups multiply, barriers in shared memory order them (SYNCS), registers
+# move between them (USETMAXREG).
+WGMMA = (
+    (r"HGMMA", r"LDGSTS\.E.*\.128", r"ARRIVES", "SYNCS", "USETMAXREG", r"STG\.E\.128"),
+    (ATOMICS, "HMMA", "DFMA"),
+)
 SIMT = (r"FFMA", r"LDGSTS\.E.*\.128", r"BAR", r"STG\.E\.128"), (ATOMICS, r"[HI]MMA", "DFMA")
 
 # The weight gradient: copies as the implicit GEMM; sums go to the workspace.
@@ -43,6 +49,8 @@ WGRAD_SIMT = (r"FFMA", r"LDGSTS\.E.*\.128", r"BAR"), (ATOMICS, r"[HI]MMA", "DFMA
 RULES = (
     Rule("*_implicit.cu", "implicit_gemm_kernel<GemmTile<float, 1,*", *SIMT, "float32 as it is"),
     Rule("*_implicit.cu", "implicit_gemm_kernel*", *TENSOR_CORES, "tensor cores"),
+    Rule("*_sm90a.cu", "wgmma_gemm_kernel*", *WGMMA, "tensor cores, by warpgroups"),
+    Rule("*_sm90a.cu", "finish_kernel*", (r"STG\.E\.128",), (ATOMICS,), "parts in one order"),
     Rule("*_implicit.cu", "finish_kernel*", (r"STG\.E\.128",), (ATOMICS,), "parts in one order"),
     Rule(
         "forward_depthwise.cu",

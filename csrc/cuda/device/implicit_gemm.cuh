@@ -195,29 +195,37 @@ __device__ __forceinline__ void for_each_run(const Sums<Tile>& sums, unsigned ch
   }
 }
 
-// The sums of a unit to the output, or to the workspace where tiles are split.
+// One run of neighbouring sums of a unit, in its row and column of the tile: to the output or,
+// where tiles are split, to the unit's partials.
+template <class Tile, class Rows>
+__device__ __forceinline__ void store_run_of_unit(const GemmArgs& args, const Unit& unit,
+                                                  const RowTable<Tile::kRows>& table, bool is_split,
+                                                  float* partials, int row, int column,
+                                                  const float* run) {
+  using T = typename Tile::Element;
+  if (!is_split) {
+    const int target = table.target[row];
+    if (target < 0) return;
+    store_columns<T, Rows>(args, run, target, unit.group, unit.column + column, table.bias_offset);
+    return;
+  }
+  float* place = partials + row * Tile::kColumns + column;
+#pragma unroll
+  for (int i = 0; i < kRunSize<T>; i += 4) {
+    *reinterpret_cast<float4*>(place + i) = *reinterpret_cast<const float4*>(run + i);
+  }
+}
+
 template <class Tile, class Rows>
 __device__ __forceinline__ void store_unit(const GemmArgs& args, const TileGrid& grid,
                                            int64_t number, const RowTable<Tile::kRows>& table,
                                            const Sums<Tile>& sums, unsigned char* ring,
                                            int warp_row, int warp_column) {
-  using T = typename Tile::Element;
   const Unit unit = unit_of(shape_of<Tile>(), grid, number);
   float* partials = args.partials + number * Tile::kRows * Tile::kColumns;
   const bool is_split = grid.parts > 1;
   for_each_run<Tile>(sums, ring, warp_row, warp_column, [&](int row, int column, const float* run) {
-    if (!is_split) {
-      const int target = table.target[row];
-      if (target < 0) return;
-      store_columns<T, Rows>(args, run, target, unit.group, unit.column + column,
-                             table.bias_offset);
-      return;
-    }
-    float* place = partials + row * Tile::kColumns + column;
-#pragma unroll
-    for (int i = 0; i < kRunSize<T>; i += 4) {
-      *reinterpret_cast<float4*>(place + i) = *reinterpret_cast<const float4*>(run + i);
-    }
+    store_run_of_unit<Tile, Rows>(args, unit, table, is_split, partials, row, column, run);
   });
 }
 
@@ -291,6 +299,20 @@ __global__ void __launch_bounds__(kFinishThreads, kFinishBlocks)
 }
 
 // Blocks of the persistent grid: what fits onto the device at once, at most one for every part.
+// resident: blocks of a multiprocessor.
+inline int persistent_blocks(const LaunchContext& context, TileShape tile, const GemmArgs& args,
+                             int64_t most_rows, int resident) {
+  const int64_t parts = ceil_div(most_rows, tile.rows) * ceil_div(args.columns, tile.columns) *
+                        args.groups * kMostParts;
+  const int64_t fit = std::max<int64_t>(1, int64_t{context.multiprocessors} * resident);
+  return static_cast<int>(std::min(fit, std::max<int64_t>(parts, 1)));
+}
+
+// Bytes of GemmArgs::partials of so many blocks.
+inline int64_t partial_bytes(TileShape tile, int blocks) {
+  return int64_t{blocks} * tile.rows * tile.columns * static_cast<int64_t>(sizeof(float));
+}
+
 template <class Tile, class Rows>
 cudaError_t gemm_blocks(const LaunchContext& context, const GemmArgs& args, int64_t most_rows,
                         int* blocks) {
@@ -301,10 +323,7 @@ cudaError_t gemm_blocks(const LaunchContext& context, const GemmArgs& args, int6
   int resident = 0;
   status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, Tile::kThreads,
                                                          Tile::kSharedBytes);
-  const int64_t parts = ceil_div(most_rows, Tile::kRows) * ceil_div(args.columns, Tile::kColumns) *
-                        args.groups * kMostParts;
-  const int64_t fit = std::max<int64_t>(1, int64_t{context.multiprocessors} * resident);
-  *blocks = static_cast<int>(std::min(fit, std::max<int64_t>(parts, 1)));
+  *blocks = persistent_blocks(context, shape_of<Tile>(), args, most_rows, resident);
   return status;
 }
 
@@ -313,7 +332,18 @@ template <class Tile, class Rows>
 int64_t gemm_workspace(const LaunchContext& context, const GemmArgs& args, int64_t most_rows) {
   int blocks = 0;
   if (gemm_blocks<Tile, Rows>(context, args, most_rows, &blocks) != cudaSuccess) return 0;
-  return int64_t{blocks} * Tile::kRows * Tile::kColumns * static_cast<int64_t>(sizeof(float));
+  return partial_bytes(shape_of<Tile>(), blocks);
+}
+
+// finish_kernel, after a kernel of so many blocks.
+template <class T, class Rows>
+cudaError_t launch_finish(const LaunchContext& context, const GemmArgs& args, const Rows& rows,
+                          TileShape tile, int64_t most_rows, int blocks) {
+  const unsigned finishing = grid_blocks(context, most_rows * args.columns * args.groups,
+                                         kFinishThreads * kChunkBytes, kFinishBlocks);
+  finish_kernel<T, Rows>
+      <<<finishing, kFinishThreads, 0, context.stream>>>(args, rows, tile, blocks);
+  return cudaGetLastError();
 }
 
 template <class Tile, class Rows>
@@ -325,11 +355,8 @@ cudaError_t launch_implicit_gemm(const LaunchContext& context, const GemmArgs& a
   if (status != cudaSuccess) return status;
   implicit_gemm_kernel<Tile, Rows>
       <<<blocks, Tile::kThreads, Tile::kSharedBytes, context.stream>>>(args, rows);
-  const unsigned finishing = grid_blocks(context, most_rows * args.columns * args.groups,
-                                         kFinishThreads * kChunkBytes, kFinishBlocks);
-  finish_kernel<typename Tile::Element, Rows>
-      <<<finishing, kFinishThreads, 0, context.stream>>>(args, rows, shape_of<Tile>(), blocks);
-  return cudaGetLastError();
+  return launch_finish<typename Tile::Element>(context, args, rows, shape_of<Tile>(), most_rows,
+                                               blocks);
 }
 
 }  // namespace perfconv::cuda

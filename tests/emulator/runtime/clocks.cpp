@@ -141,6 +141,11 @@ void BlockClocks::engine_arrive(const Meeting& issued, Meeting* meeting) {
   meeting->foreign = merge(meeting->foreign, issued.foreign);
 }
 
+void BlockClocks::late_arrive(const Meeting& issued, Meeting* meeting) {
+  raise(&meeting->threads, issued.threads);
+  meeting->foreign = merge(meeting->foreign, issued.foreign);
+}
+
 Published BlockClocks::publish(int warp, int lane, bool is_block_only) {
   Published result;
   const ThreadClocks& self = thread(warp, lane);
@@ -180,13 +185,21 @@ void BlockClocks::fence(int warp, int lane, bool is_block_only) {
 }
 
 void BlockClocks::proxy_fence(int warp, int lane) {
-  thread(warp, lane).proxy_fence = warps_[warp].clock++;
+  ThreadClocks& self = thread(warp, lane);
+  if (lane == 0) {
+    self.fenced = full_clocks(warp, lane);
+    self.fenced_floor = floor_;
+  }
+  self.proxy_fence = warps_[warp].clock++;
 }
 
-bool BlockClocks::is_proxy_fenced(uint32_t access_clock, uint32_t access_warp,
+bool BlockClocks::is_proxy_fenced(int reader_warp, uint32_t access_clock, uint32_t access_warp,
                                   int access_lane) const {
-  const auto warp = static_cast<int>(access_warp % kLanes);
-  return access_clock <= threads_[thread_index(warp, access_lane)].proxy_fence;
+  const auto writer =
+      static_cast<size_t>(thread_index(static_cast<int>(access_warp % kLanes), access_lane));
+  const ThreadClocks& reader = threads_[static_cast<size_t>(thread_index(reader_warp, 0))];
+  return access_clock <= threads_[writer].proxy_fence || access_clock <= reader.fenced_floor ||
+         (writer < reader.fenced.size() && access_clock <= reader.fenced[writer]);
 }
 
 }  // namespace emulator

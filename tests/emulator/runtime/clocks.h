@@ -43,7 +43,10 @@ struct ThreadClocks {
   std::shared_ptr<const Foreign> foreign;  // null: nothing
   PublishedPtr fence;                      // what the last release fence published
   Published pending;                       // read by relaxed operations, valid after a fence
-  uint32_t proxy_fence = 0;                // clock of the last fence.proxy.async
+  // The last fence.proxy.async: its clock, and what the thread knew of its block then.
+  uint32_t proxy_fence = 0;
+  uint32_t fenced_floor = 0;
+  Clocks fenced;  // of lane 0 only: matrix instructions read as that lane
 };
 
 // What arrivals at a barrier or mbarrier have published in one phase.
@@ -87,11 +90,15 @@ class BlockClocks {
   void leave(int warp, int lane, const Meeting& meeting);
   // A bulk copy that a thread issued at `issued` completes into a meeting.
   void engine_arrive(const Meeting& issued, Meeting* meeting);
+  // An arrival that waited for copies: what was known when the instruction was issued.
+  static void late_arrive(const Meeting& issued, Meeting* meeting);
   Published publish(int warp, int lane, bool is_block_only);
   void acquire(int warp, int lane, const Published& published);
   void fence(int warp, int lane, bool is_block_only);
   void proxy_fence(int warp, int lane);
-  bool is_proxy_fenced(uint32_t access_clock, uint32_t access_warp, int access_lane) const;
+  // Whether the writer of an access, or the warp that reads it as lane 0, has fenced since.
+  bool is_proxy_fenced(int reader_warp, uint32_t access_clock, uint32_t access_warp,
+                       int access_lane) const;
   uint32_t next_engine_clock() { return ++engine_clock_; }
 
  private:

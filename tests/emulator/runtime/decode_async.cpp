@@ -10,9 +10,8 @@
 #include "runtime/ops.h"
 
 namespace emulator {
-namespace {
 
-void complete(const Block& block, AsyncCopy* copy) {
+void complete_copy(const Block& block, AsyncCopy* copy) {
   if (std::exchange(copy->is_done, true)) return;
   char* destination = block.arena + copy->destination;
   if (copy->valid != 0) {
@@ -21,6 +20,8 @@ void complete(const Block& block, AsyncCopy* copy) {
   }
   std::memset(destination + copy->valid, 0, static_cast<size_t>(copy->bytes - copy->valid));
 }
+
+namespace {
 
 void issue(Execution& x, int lane, uint64_t to, uint64_t from, uint8_t bytes, uint32_t valid) {
   const Block& block = *x.block;
@@ -51,7 +52,7 @@ void issue(Execution& x, int lane, uint64_t to, uint64_t from, uint8_t bytes, ui
   const AsyncMode mode = x.machine.options.async;
   const bool is_early =
       mode == AsyncMode::kEarly || (mode == AsyncMode::kRandom && x.machine.random.one_in(2));
-  if (is_early) complete(block, &copy);
+  if (is_early) complete_copy(block, &copy);
   AsyncCopies& copies = x.warp->copies[lane];
   copies.copies.push_back(copy);
   ++copies.open;
@@ -86,7 +87,7 @@ void wait(Execution& x, int lane, size_t pending) {
   const Actor actor = make_actor(x.block->clocks.get(), x.warp->index, lane);
   for (size_t c = 0; c < finished; ++c) {
     AsyncCopy& copy = copies.copies[c];
-    complete(*x.block, &copy);
+    complete_copy(*x.block, &copy);
     if (x.machine.options.race) {
       finish_copy(x.block->shadow.get(), copy.destination, copy.bytes, actor);
     }
@@ -108,8 +109,7 @@ void run_wait_all(Execution& x, const Instruction&) {
 }  // namespace
 
 bool decode_async(Decoder& decoder, const ptx::Statement& s, Instruction* i) {
-  if (s.parts[0] != "cp" || !s.has("async") || s.has("bulk")) return false;
-  if (s.has("mbarrier")) throw Unsupported{"cp.async.mbarrier"};
+  if (s.parts[0] != "cp" || !s.has("async") || s.has("bulk") || s.has("mbarrier")) return false;
   if (s.has("commit_group")) {
     i->run = run_commit;
   } else if (s.has("wait_group")) {

@@ -1,4 +1,5 @@
-// mbarrier, and the bulk copies (cp.async.bulk, one-dimensional) that complete on one.
+// mbarrier; the copies that complete on one: bulk ones (cp.async.bulk, one-dimensional), and those
+// of cp.async before a cp.async.mbarrier.arrive.
 #include <cstring>
 #include <utility>
 
@@ -157,6 +158,60 @@ void run_bulk_copy(Execution& x, const Instruction& i) {
   });
 }
 
+// ---- arrivals that wait for the thread's copies ------------------------------------------------
+
+// What one lane has started since its last arrival of this kind, and what it knew then.
+struct LateArrival {
+  Actor actor;
+  std::vector<AsyncCopy> copies;
+  Meeting issued;
+  uint32_t mbarrier;
+};
+
+void complete(Machine* machine, Block* block, std::vector<LateArrival>* arrivals) {
+  for (LateArrival& arrival : *arrivals) {
+    for (AsyncCopy& copy : arrival.copies) {
+      complete_copy(*block, &copy);
+      if (machine->options.race) {
+        finish_copy(block->shadow.get(), copy.destination, copy.bytes, arrival.actor);
+      }
+    }
+    auto& mbarrier = *reinterpret_cast<Mbarrier*>(block->arena + arrival.mbarrier);
+    if (mbarrier.pending == 0) {
+      throw Fault(FaultKind::kFailure, "more arrivals of copies than an mbarrier counts");
+    }
+    mbarrier.arrive(1);
+    BlockClocks::late_arrive(arrival.issued, &block->mbarriers[arrival.mbarrier].pending);
+    flip_when_complete(block, arrival.mbarrier, &mbarrier);
+  }
+}
+
+// The copies leave their groups. The lanes that run together arrive together, at any later time.
+void run_arrive_on_copies(Execution& x, const Instruction& i) {
+  const Addresses addresses(x, i);
+  auto arrivals = std::make_shared<std::vector<LateArrival>>();
+  for_each_lane(x.mask, [&](int lane) {
+    find(x, lane, addresses.lane[lane], AccessKind::kWrite);
+    AsyncCopies& copies = x.warp->copies[lane];
+    LateArrival arrival{make_actor(x.block->clocks.get(), x.warp->index, lane),
+                        std::exchange(copies.copies, {}),
+                        {},
+                        static_cast<uint32_t>(addresses.lane[lane])};
+    copies = {};
+    x.block->clocks->arrive(x.warp->index, lane, &arrival.issued);
+    arrivals->push_back(std::move(arrival));
+  });
+  Machine* machine = &x.machine;
+  Block* block = x.block;
+  const AsyncMode mode = machine->options.async;
+  if (mode == AsyncMode::kEarly || (mode == AsyncMode::kRandom && machine->random.one_in(4))) {
+    complete(machine, block, arrivals.get());
+  } else {
+    machine->engine.push_back({block, [=] { complete(machine, block, arrivals.get()); }});
+  }
+  x.yield();
+}
+
 void run_nothing(Execution&, const Instruction&) {}
 
 // ---- decoding ----------------------------------------------------------------------------------
@@ -196,6 +251,12 @@ void decode_arrive(Decoder& decoder, const ptx::Statement& s, Instruction* i) {
 bool decode_mbarrier(Decoder& decoder, const ptx::Statement& s, Instruction* i) {
   if (s.parts[0] == "cp" && s.has("bulk")) {
     decode_bulk(decoder, s, i);
+    return true;
+  }
+  if (s.parts[0] == "cp" && s.has("mbarrier")) {
+    if (!s.has("noinc")) throw Unsupported{"cp.async.mbarrier.arrive without .noinc"};
+    decoder.address(s.operands.at(0));
+    i->run = run_arrive_on_copies;
     return true;
   }
   if (s.parts[0] != "mbarrier") return false;

@@ -1,5 +1,5 @@
-// wgmma: m64nNk16 of float16 or bfloat16, both operands K-major in shared memory, float32
-// accumulators. Every warp of the warpgroup computes its own 16 rows.
+// wgmma: m64nNk16 of float16 or bfloat16, both operands in shared memory, float32 accumulators.
+// Every warp of the warpgroup computes its own 16 rows.
 //
 // From issue until wait_group the accumulators are undefined registers; shared memory is read at
 // any time in between, as the seed decides.
@@ -24,9 +24,13 @@ WgmmaState& state(Warp* warp) {
   return *warp->wgmma;
 }
 
-// Shared address of an element of a K-major operand. PTX ISA, "Matrix descriptor" and "Canonical
-// layouts": swizzling exclusive-ors address bits 4.. with bits 7...
-uint32_t element_address(const Execution& x, uint64_t descriptor, int row, int byte) {
+enum Option { kIsBfloat = 1, kTransposesA = 2, kTransposesB = 4 };
+
+// Shared address of 16 bytes of an operand: eight elements along K (K-major) or along M or N (where
+// the operand is transposed). PTX ISA, "Matrix descriptor" and "Canonical layouts": swizzling
+// exclusive-ors address bits 4.. with bits 7...
+uint32_t piece_address(const Execution& x, uint64_t descriptor, bool is_transposed, int row,
+                       int depth) {
   auto field = [&](int shift) { return static_cast<uint32_t>(descriptor >> shift & 0x3FFF) << 4; };
   const uint32_t start = field(0);
   const uint32_t leading = field(16);
@@ -36,54 +40,80 @@ uint32_t element_address(const Execution& x, uint64_t descriptor, int row, int b
     x.fail("unsupported PTX: base offset of a matrix descriptor", -1, FaultKind::kUnsupported);
   }
   const auto r = static_cast<uint32_t>(row);
-  const auto k = static_cast<uint32_t>(byte);
-  if (swizzle == 0) return start + r / 8 * stride + r % 8 * 16 + k / 16 * leading + k % 16;
+  const auto k = static_cast<uint32_t>(depth);
+  if (swizzle == 0) {
+    return is_transposed ? start + r / 8 * stride + k / 8 * leading + k % 8 * 16
+                         : start + r / 8 * stride + k / 8 * leading + r % 8 * 16;
+  }
   const uint32_t width = swizzle == 1 ? 128 : swizzle == 2 ? 64 : 32;
-  const uint32_t address = start + r / 8 * stride + r % 8 * width + k;
+  const uint32_t address = is_transposed ? start + 2 * r / width * leading + k / 8 * stride +
+                                               k % 8 * width + 2 * r % width
+                                         : start + r / 8 * stride + r % 8 * width + 2 * k;
   return address ^ ((address >> 3) & (width - 16) & 0x70);
 }
 
-float load(Execution& x, bool is_bfloat, uint64_t descriptor, int row, int k) {
-  const uint32_t address = element_address(x, descriptor, row, 2 * k);
+struct Operand {
+  uint64_t descriptor;
+  bool is_bfloat;
+  bool is_transposed;
+};
+
+// Eight elements, `step` apart in values.
+void load_piece(Execution& x, const Operand& operand, int row, int depth, float* values, int step) {
+  const uint32_t address = piece_address(x, operand.descriptor, operand.is_transposed, row, depth);
   const Block& block = *x.block;
-  if (!is_in_shared(block, address, 2)) {
+  if (!is_in_shared(block, address, 16)) {
     x.fail("wgmma reads shared memory out of bounds", 0, FaultKind::kIllegalAddress);
   }
   if (x.machine.options.race) {
-    check_async_proxy(block.shadow.get(), address, 2,
+    check_async_proxy(block.shadow.get(), address, 16,
                       make_actor(block.clocks.get(), x.warp->index, 0), shared_place(block));
   }
-  const uint16_t bits = *reinterpret_cast<const uint16_t*>(block.arena + address);
-  return is_bfloat ? to_float(BFloat{bits}) : to_float(Half{bits});
+  const auto* bits = reinterpret_cast<const uint16_t*>(block.arena + address);
+  for (int e = 0; e < 8; ++e) {
+    values[e * step] = operand.is_bfloat ? to_float(BFloat{bits[e]}) : to_float(Half{bits[e]});
+  }
+}
+
+// Rows first_row and following as values[row * row_step + k * depth_step].
+void load_operand(Execution& x, const Operand& operand, int first_row, int rows, float* values,
+                  int row_step, int depth_step) {
+  const int row_piece = operand.is_transposed ? 8 : 1;
+  const int depth_piece = operand.is_transposed ? 1 : 8;
+  for (int row = 0; row < rows; row += row_piece) {
+    for (int k = 0; k < kDepth; k += depth_piece) {
+      load_piece(x, operand, first_row + row, k, values + row * row_step + k * depth_step,
+                 operand.is_transposed ? row_step : depth_step);
+    }
+  }
 }
 
 // Register e of lane t holds row t / 4 + 8 (e / 2 % 2), column 8 (e / 4) + 2 (t % 4) + e % 2.
 void run_operation(Execution& x, WgmmaState* wgmma, WgmmaOperation* operation) {
   if (std::exchange(operation->is_done, true)) return;
   const Instruction& i = *operation->instruction;
-  const bool is_bfloat = i.option != 0;
+  const bool is_bfloat = (i.option & kIsBfloat) != 0;
   const int columns = static_cast<int>(i.results.size()) * 2;
-  const int first_row = x.warp->index % 4 * kRows;
-  float a[kRows][kDepth];
+  float a[kRows * kDepth];
   std::vector<float> b(static_cast<size_t>(columns) * kDepth);
+  load_operand(x, {operation->a, is_bfloat, (i.option & kTransposesA) != 0},
+               x.warp->index % 4 * kRows, kRows, a, kDepth, 1);
+  load_operand(x, {operation->b, is_bfloat, (i.option & kTransposesB) != 0}, 0, columns, b.data(),
+               1, columns);
+  std::vector<float*> lanes;
+  for (const Slot& slot : i.results) lanes.push_back(wgmma->values.at(slot.offset).data());
+  std::vector<float> sums(static_cast<size_t>(columns));
   for (int row = 0; row < kRows; ++row) {
+    auto sum_of = [&](int n) -> float& {
+      const int e = n / 8 * 4 + row / 8 * 2 + n % 2;
+      return lanes[static_cast<size_t>(e)][row % 8 * 4 + n % 8 / 2];
+    };
+    for (int n = 0; n < columns; ++n) sums[n] = operation->adds ? sum_of(n) : 0;
     for (int k = 0; k < kDepth; ++k) {
-      a[row][k] = load(x, is_bfloat, operation->a, first_row + row, k);
+      const float factor = a[row * kDepth + k];
+      for (int n = 0; n < columns; ++n) sums[n] = std::fma(factor, b[k * columns + n], sums[n]);
     }
-  }
-  for (int n = 0; n < columns; ++n) {
-    for (int k = 0; k < kDepth; ++k) b[n * kDepth + k] = load(x, is_bfloat, operation->b, n, k);
-  }
-  for (size_t e = 0; e < i.results.size(); ++e) {
-    auto& lanes = wgmma->values.at(i.results[e].offset);
-    for (int t = 0; t < kLanes; ++t) {
-      const auto part = static_cast<int>(e);
-      const float* row = a[t / 4 + part / 2 % 2 * 8];
-      const float* column = &b[(part / 4 * 8 + t % 4 * 2 + part % 2) * kDepth];
-      float sum = operation->adds ? lanes[t] : 0;
-      for (int k = 0; k < kDepth; ++k) sum = std::fma(row[k], column[k], sum);
-      lanes[t] = sum;
-    }
+    for (int n = 0; n < columns; ++n) sum_of(n) = sums[n];
   }
   x.machine.counters.mma_macs += static_cast<uint64_t>(kRows * kDepth * columns);
 }
@@ -94,7 +124,8 @@ void take_accumulators(Execution& x, const Instruction& i, WgmmaState* wgmma) {
     if (wgmma->values.contains(slot.offset)) continue;
     if (!wgmma->is_fenced) x.fail("wgmma.mma_async without wgmma.fence before it");
     LaneMask& defined = x.frame->defined[static_cast<size_t>(i.targets[e])];
-    if (x.machine.options.registers && defined != kAllLanes) {
+    const bool is_known = x.machine.options.registers && !x.machine.options.profile;
+    if (is_known && defined != kAllLanes) {
       x.fail("wgmma reads an accumulator nobody wrote");
     }
     float* lanes = x.at<float>(slot);
@@ -171,7 +202,9 @@ void run_wait(Execution& x, const Instruction& i) {
         };
         for (const auto& later : wgmma.groups) look(later);
         look(wgmma.open);
-        if (!is_in_use) give_back_accumulators(x, &wgmma, operation);
+        if (is_in_use) continue;
+        give_back_accumulators(x, &wgmma, operation);
+        wgmma.is_fenced = false;  // what the thread does with them is to be ordered again
       }
     }
   });
@@ -183,13 +216,14 @@ void decode_multiply(Decoder& decoder, const ptx::Statement& s, Instruction* i) 
   const bool is_bfloat = s.opcode.ends_with("k16.f32.bf16.bf16");
   if ((!is_half && !is_bfloat) || s.operands.size() != 8) throw Unsupported{"shape or types"};
   const bool has_plain_operands =
-      decoder.immediate(s.operands[4]) == 1 && decoder.immediate(s.operands[5]) == 1 &&
-      decoder.immediate(s.operands[6]) == 0 && decoder.immediate(s.operands[7]) == 0;
+      decoder.immediate(s.operands[4]) == 1 && decoder.immediate(s.operands[5]) == 1;
   if (!has_plain_operands || s.operands[1].kind == ptx::Operand::Kind::kVector) {
-    throw Unsupported{"negated, transposed or register operand"};
+    throw Unsupported{"negated or register operand"};
   }
   i->run = run_multiply;
-  i->option = is_bfloat ? 1 : 0;
+  i->option = (is_bfloat ? kIsBfloat : 0) |
+              (decoder.immediate(s.operands[6]) != 0 ? kTransposesA : 0) |
+              (decoder.immediate(s.operands[7]) != 0 ? kTransposesB : 0);
   decoder.vector_results(s.operands[0], 32, s.operands[0].elements.size());
   i->writes.clear();  // they are in flight, not written
   for (const ptx::Operand& accumulator : s.operands[0].elements) {

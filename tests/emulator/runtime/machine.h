@@ -64,6 +64,9 @@ struct AsyncCopies {
   uint32_t open = 0;                 // copies of no group yet
 };
 
+// The copy takes place, if it has not yet.
+void complete_copy(const Block& block, AsyncCopy* copy);
+
 // Lanes that wait at one warp-wide instruction for the others of its member mask.
 struct Gathering {
   const Instruction* instruction;
@@ -129,7 +132,7 @@ struct Block {
   std::unordered_map<const void*, PublishedPtr> flags;       // in shared memory
 };
 
-// A cp.async.bulk on its way; run() copies and completes it.
+// A cp.async.bulk on its way, or an arrival that waits for copies; run() completes it.
 struct BulkCopy {
   const Block* block;
   std::function<void()> run;

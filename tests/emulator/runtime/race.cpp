@@ -199,8 +199,8 @@ void check_async_proxy(Shadow* shadow, size_t offset, size_t bytes, const Actor&
   shadow->visit(offset, bytes, [&](Cell& cell, size_t at, size_t) {
     read_cell(shadow, &cell, access, at);
     const bool is_generic = cell.state == CellState::kWritten || cell.state == CellState::kAtomic;
-    if (is_generic &&
-        !actor.clocks->is_proxy_fenced(cell.write_clock, cell.write_warp, cell.write_lane)) {
+    if (is_generic && !actor.clocks->is_proxy_fenced(actor.warp, cell.write_clock, cell.write_warp,
+                                                     cell.write_lane)) {
       report_race(access, "async read without fence.proxy.async after the write", cell.write_warp,
                   cell.write_lane, at);
     }

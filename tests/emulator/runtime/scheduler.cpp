@@ -79,7 +79,7 @@ void end_block(Machine& machine, std::unique_ptr<Block>* block) {
 void check_bulk_copies(const Machine& machine, const Block& block) {
   for (const BulkCopy& copy : machine.engine) {
     if (copy.block != &block) continue;
-    throw Fault(FaultKind::kFailure, "block exits with an unfinished cp.async.bulk");
+    throw Fault(FaultKind::kFailure, "block exits with an unfinished asynchronous copy");
   }
 }
 

@@ -1,0 +1,21 @@
+// The launchers of the kernels that only compute capability 9.0 runs (device/wgmma_gemm.cuh), each
+// beside its counterpart in launch.h: for bfloat16 and float16, with depths of a group a multiple
+// of 64, 16-byte aligned, at most 32 taps.
+#pragma once
+
+#include "cuda/kernels/launch.h"
+
+namespace perfconv::cuda {
+
+int64_t forward_wgmma_workspace(const LaunchContext& context, const ForwardArgs& args);
+cudaError_t launch_forward_wgmma(const LaunchContext& context, const ForwardArgs& args);
+
+int64_t dgrad_wgmma_workspace(const LaunchContext& context, const GradArgs& args);
+cudaError_t launch_dgrad_wgmma(const LaunchContext& context, const GradArgs& args,
+                               const SortedPixels& pixels);
+
+int64_t multi_dilation_wgmma_workspace(const LaunchContext& context, const MultiDilationArgs& args);
+cudaError_t launch_multi_dilation_wgmma(const LaunchContext& context, const MultiDilationArgs& args,
+                                        const SortedBranches& pixels, void* workspace);
+
+}  // namespace perfconv::cuda

@@ -1,0 +1,144 @@
+"""The warp-specialised tiles of compute capability 9.0: edges, rings, parts, and who takes what.
+
+On a GPU of another capability the same problems run on the tiles that it has.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from cuda_backend import Backend, open_backend
+from helpers import Problem, assert_as_exact, expected
+
+DTYPES = (torch.bfloat16, torch.float16)
+# Columns of the tile by output channels; tiles of 256 only where there are enough of them.
+NARROW, MIDDLE, WIDE = 64, 128, 256
+EPILOGUE = Problem(
+    in_channels=64, out_channels=72, size=(13, 17), density=0.7, fill="passthrough",
+    has_residual=True, activation="hardswish", activate_base=True,
+)  # fmt: skip
+
+
+@pytest.fixture
+def emulated() -> Backend:
+    """For tests that set the device's size or schedule; sound again afterwards."""
+    backend = open_backend("emulated")
+    assert backend.emulator is not None
+    backend.emulator.set(race=1, bounds=1, seed=1, resident=2, sms=2, occupancy=2)
+    yield backend
+    backend.emulator.set(cc=90, **{"async": 2})
+
+
+def launched_tile(backend: Backend) -> str:
+    """The warp-specialised tile in the mangled name of the kernel that ran; empty without one."""
+    names = backend.emulator.text("log").split()
+    found = [name for name in names if "wgmma_gemm_kernel" in name]
+    return found[-1] if found else ""
+
+
+def run(
+    backend: Backend, problem: Problem, dtype: torch.dtype, columns: int | None = None
+) -> torch.Tensor:
+    _, exact, dense, sums = expected(problem, dtype, False)
+    output = backend.forward(problem, dtype, "implicit_gemm")
+    if backend.emulator is not None:
+        tile = launched_tile(backend)
+        assert f"Li{columns}E" in tile if columns else tile
+    assert_as_exact("output", output, exact["output"], dense["output"], sums["output"])
+    return output
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("channels", "columns"),
+    [(1, NARROW), (63, NARROW), (64, NARROW), (65, MIDDLE), (128, MIDDLE), (129, WIDE),
+     (256, WIDE), (257, WIDE)],
+)  # fmt: skip
+def test_columns(backend: Backend, channels: int, columns: int, dtype: torch.dtype) -> None:
+    problem = Problem(
+        batch=1, in_channels=64, out_channels=channels, size=(257, 1), kernel=(3, 1),
+        padding=(1, 0), density=1.0,
+    )  # fmt: skip
+    run(backend, problem, dtype, columns)
+
+
+@pytest.mark.parametrize("rows", [1, 63, 64, 65, 127, 128, 129])
+def test_rows(backend: Backend, rows: int) -> None:
+    run(backend, Problem(batch=1, in_channels=64, size=(rows, 1), density=1.0), torch.bfloat16)
+
+
+@pytest.mark.parametrize("depth", [64, 128, 192, 320])
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (5, 5)], ids=str)
+def test_depth(backend: Backend, kernel: tuple[int, int], depth: int) -> None:
+    """Fewer steps than stages, and many more."""
+    padding = (kernel[0] // 2, kernel[1] // 2)
+    problem = Problem(
+        batch=1, in_channels=depth, size=(6, 7), kernel=kernel, padding=padding, density=0.6
+    )
+    run(backend, problem, torch.bfloat16)
+
+
+PROBLEMS = {
+    "epilogue": EPILOGUE,
+    "odd-columns": replace(EPILOGUE, out_channels=71),
+    "groups": Problem(in_channels=192, out_channels=3 * 66, groups=3, size=(5, 7)),
+    "stride": Problem(in_channels=64, stride=(2, 1), dilation=(1, 2), padding=(2, 1), batch=3),
+    "dilation-beyond-map": Problem(in_channels=64, dilation=(12, 12), padding=(12, 12)),
+    "empty": Problem(in_channels=64, density=0.0, fill="passthrough"),
+    "full": Problem(in_channels=64, density=1.0),
+    "one-pixel": Problem(in_channels=64, batch=1, size=(1, 1)),
+    "shared-mask": Problem(in_channels=64, is_mask_shared=True),
+    "nearest": Problem(in_channels=64, density=0.1, fill="nearest"),
+    "none": Problem(in_channels=64, density=1.0, fill="none"),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_problems(backend: Backend, name: str, dtype: torch.dtype) -> None:
+    run(backend, PROBLEMS[name], dtype)
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize("columns", [NARROW, MIDDLE, WIDE])
+def test_any_schedule(emulated: Backend, columns: int) -> None:
+    """Tables and rings go round several times; whoever runs ahead, the bits are the same."""
+    problem = replace(EPILOGUE, out_channels=columns, kernel=(2, 2), padding=(1, 1))
+    outputs = []
+    for seed, mode in ((1, "early"), (2, "late"), (3, "late"), (4, "random")):
+        mode_number = ["early", "late", "random"].index(mode)
+        emulated.emulator.set(sms=1, occupancy=1, seed=seed, **{"async": mode_number})
+        outputs.append(run(emulated, problem, torch.bfloat16, columns))
+    assert all(torch.equal(output, outputs[0]) for output in outputs[1:])
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize("density", [0.0, 0.02, 1.0])
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3)], ids=str)
+def test_parts_of_tiles(emulated: Backend, kernel: tuple[int, int], density: float) -> None:
+    """Few tiles on many multiprocessors: parts added in order, more parts than steps among them."""
+    problem = replace(EPILOGUE, kernel=kernel, padding=(kernel[0] // 2,) * 2, density=density)
+    outputs = []
+    for seed in (1, 2):
+        emulated.emulator.set(sms=40, occupancy=1, seed=seed)
+        outputs.append(run(emulated, problem, torch.bfloat16))
+    assert torch.equal(*outputs)
+
+
+@pytest.mark.emulated
+def test_launches_do_not_depend_on_the_mask(emulated: Backend) -> None:
+    """As a replayed CUDA graph needs it: grids, kernels and workspaces are the same."""
+    logs = []
+    for density in (0.0, 0.3, 1.0):
+        run(emulated, replace(EPILOGUE, density=density), torch.bfloat16)
+        logs.append(emulated.emulator.text("log"))
+    assert logs[0] == logs[1] == logs[2]
+
+
+@pytest.mark.emulated
+def test_older_and_newer_devices_take_the_other_tiles(emulated: Backend) -> None:
+    for capability in (80, 86, 89, 100, 120):
+        emulated.emulator.set(cc=capability)
+        emulated.forward(EPILOGUE, torch.bfloat16, "implicit_gemm")
+        assert "implicit_gemm_kernel" in emulated.emulator.text("log"), capability
+        assert not launched_tile(emulated)
