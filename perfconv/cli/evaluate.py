@@ -3,23 +3,30 @@
 import argparse
 import dataclasses
 import json
-import os
 import sys
 from pathlib import Path
 
-from perfconv.cli.train import headline
+from perfconv.cli.train import headline, in_process
 from perfconv.data.files import DataError
 from perfconv.train.checkpoint import CheckpointError, load_model, replace_file
 from perfconv.train.config import DATASETS, Data, Recipe
 from perfconv.train.datasets import open_split
-from perfconv.train.distributed import Process, process_of
+from perfconv.train.distributed import Process
 from perfconv.train.evaluation import draw_samples, evaluate
+from perfconv.train.loop import FINAL
+from perfconv.train.shipped import SHIPPED
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     summary = "score a trained network on a data set"
     parser = subparsers.add_parser("evaluate", help=summary, description=summary)
-    parser.add_argument("checkpoint", type=Path, help="a file that perfconv train wrote")
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        nargs="?",
+        help="a file that perfconv train wrote, or a run's folder; default: the small network that "
+        "ships",
+    )
     parser.add_argument("--data", type=Path, help="folder of the data set (docs/datasets.md)")
     parser.add_argument(
         "--dataset", choices=DATASETS, help="default: the one it was trained on, and its options"
@@ -43,7 +50,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--thresholds", type=int, default=99, help="of boundary detection; fewer are faster"
     )
     parser.add_argument(
-        "--output", type=Path, help="results; default: <checkpoint>-results.json beside it"
+        "--output",
+        type=Path,
+        help="results; default: <checkpoint>-results.json beside it, or in the current folder",
     )
     parser.add_argument("--pictures", type=Path, help="draw some samples into this folder")
     parser.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU if there is one")
@@ -51,20 +60,20 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     """Writes the results and prints the main ones; 0 if all went well."""
-    with process_of(args.device) as process:
-        try:
-            status = _evaluate(args, process)
-        except (CheckpointError, DataError, ValueError, FileNotFoundError) as error:
-            print(f"perfconv evaluate: {error}", file=sys.stderr)
-            status = 1
-        if process.ranks > 1:
-            sys.stdout.flush()
-            os._exit(status)
-    return status
+    return in_process("evaluate", args.device, lambda process: _status(args, process))
+
+
+def _status(args: argparse.Namespace, process: Process) -> int:
+    try:
+        return _evaluate(args, process)
+    except (CheckpointError, DataError, ValueError, FileNotFoundError) as error:
+        print(f"perfconv evaluate: {error}", file=sys.stderr)
+        return 1
 
 
 def _evaluate(args: argparse.Namespace, process: Process) -> int:
-    model, config = load_model(args.checkpoint)
+    checkpoint = SHIPPED if args.checkpoint is None else _file(args.checkpoint)
+    model, config = load_model(checkpoint)
     data = _data(args, config)
     samples = open_split(data, args.data, is_training=False)
     if len(samples.classes) != len(config["classes"]) and "segmentation" in config["tasks"]:
@@ -86,18 +95,24 @@ def _evaluate(args: argparse.Namespace, process: Process) -> int:
         return 0
     settings = {"scales": list(args.scales), "merging": args.merging}
     about = {
-        "checkpoint": str(args.checkpoint),
+        "checkpoint": checkpoint.name if args.checkpoint is None else str(checkpoint),
         "model": config["model"],
         "data": dataclasses.asdict(data),
         **settings,
     }
-    path = args.output or args.checkpoint.with_name(f"{args.checkpoint.stem}-results.json")
+    folder = Path() if args.checkpoint is None else checkpoint.parent
+    path = args.output or folder / f"{checkpoint.stem}-results.json"
     replace_file(path, (json.dumps({**about, "results": results}, indent=1) + "\n").encode())
     if args.pictures is not None:
         draw_samples(model, samples, config["tasks"], args.pictures, count=8)
     print(json.dumps(headline(results)))
     print(f"results: {path}")
     return 0
+
+
+def _file(path: Path) -> Path:
+    """The trained model of a run's folder."""
+    return path / FINAL if path.is_dir() else path
 
 
 def _data(args: argparse.Namespace, config: dict) -> Data:

@@ -1,9 +1,11 @@
 """``perfconv train``: trains a named recipe, or goes on with a run that was stopped."""
 
 import argparse
+import difflib
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from perfconv.data.files import DataError
@@ -63,14 +65,23 @@ def run(args: argparse.Namespace) -> int:
         print(f"perfconv train: {error}", file=sys.stderr)
         return 2
     output = args.output or Path("runs") / recipe.name
-    with process_of(args.device) as process:
-        status = _train(recipe, output, process, weights, args)
-        if process.ranks > 1:
-            # Without destructors: that of DistributedDataParallel may wait for gloo's thread, which
-            # may wait for the interpreter's lock (seen in torch 2.13).
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
+    return in_process("train", args.device, lambda p: _train(recipe, output, p, weights, args))
+
+
+def in_process(command: str, device: str | None, work: Callable[[Process], int]) -> int:
+    """The exit status of ``work``, alone or as one of several processes."""
+    try:
+        with process_of(device) as process:
+            status = work(process)
+            if process.ranks > 1:
+                # Without destructors: that of DistributedDataParallel may wait for gloo's thread,
+                # which may wait for the interpreter's lock (seen in torch 2.13).
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(status)
+    except ValueError as error:  # of the device
+        print(f"perfconv {command}: {error}", file=sys.stderr)
+        return 2
     return status
 
 
@@ -87,8 +98,11 @@ def chosen_recipe(name: str | None, overrides: list[str]) -> Recipe:
     elif name.endswith(".json"):
         recipe = read_recipe(name)
     else:
+        close = difflib.get_close_matches(name, RECIPES, n=3)
+        hint = f"Did you mean {' or '.join(close)}? " if close else ""
         raise ValueError(
-            f"--config must be one of {', '.join(RECIPES)}, or a .json file, got {name!r}."
+            f"--config must be the name of a recipe or a .json file, got {name!r}. {hint}"
+            "perfconv train --list prints the names."
         )
     return with_overrides(recipe, overrides)
 

@@ -116,16 +116,17 @@ def pag_resnet50(
     perforate_f3: bool = True,
     gates_pool: bool = False,
     at: str = "res5",
+    tied: bool = False,
     tasks: Sequence[str] = SEGMENTATION,
     trunk: ResNet | None = None,
 ) -> SceneParser:
     """MP@Res5 and a gate in each of the 15 other bottlenecks: the deck's PAG network.
 
     ``gates_pool`` gives the block that holds the pool a gate too; ``at`` puts the pool elsewhere,
-    as in ``insert_pool``.
+    as in ``insert_pool``, and ``tied`` gives it one kernel for all dilations.
     """
     trunk = trunk or resnet_trunk(50, res6_channels=512 if at == "res6" else None)
-    return _pag(trunk, at, weighting, perforate_f3, gates_pool, classes, tasks)
+    return _pag(trunk, at, weighting, tied, perforate_f3, gates_pool, classes, tasks)
 
 
 def pag_resnet101(
@@ -135,12 +136,13 @@ def pag_resnet101(
     perforate_f3: bool = True,
     gates_pool: bool = False,
     at: str = "res5",
+    tied: bool = False,
     tasks: Sequence[str] = SEGMENTATION,
     trunk: ResNet | None = None,
 ) -> SceneParser:
     """The same on a ResNet-101, 32 gates: the likely network of the deck's Cityscapes rows."""
     trunk = trunk or resnet_trunk(101, res6_channels=512 if at == "res6" else None)
-    return _pag(trunk, at, weighting, perforate_f3, gates_pool, classes, tasks)
+    return _pag(trunk, at, weighting, tied, perforate_f3, gates_pool, classes, tasks)
 
 
 def gated_resnet50(
@@ -361,12 +363,13 @@ def _pag(
     trunk: ResNet,
     at: str,
     weighting: str,
+    tied: bool,
     perforate_f3: bool,
     gates_pool: bool,
     classes: int,
     tasks: Sequence[str],
 ) -> SceneParser:
-    insert_pool(trunk, at, weighting=weighting)
+    insert_pool(trunk, at, weighting=weighting, tied=tied)
     gate_blocks(trunk, perforate_f3=perforate_f3, gates_pool=gates_pool)
     return _parser(trunk, classes, tasks)
 

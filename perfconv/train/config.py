@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TypeVar
+from types import UnionType
+from typing import TypeVar, get_args, get_origin, get_type_hints
 
 from perfconv.schedules import authors_temperature, exponential_temperature, linear_temperature
 
@@ -128,14 +129,13 @@ class Recipe:
         """
         top = _known("recipe", cls, content)
         data = _known("data", Data, _mapping("data", top.get("data", {})))
-        if data.get("crop_size") is not None:
-            data["crop_size"] = tuple(data["crop_size"])  # type: ignore[arg-type]
+        data["crop_size"] = _tuples(data.get("crop_size"))
         stages = top.get("stages", ())
         if not isinstance(stages, Sequence) or isinstance(stages, str):
             raise ValueError(f"recipe: stages must be a list, got {stages!r}.")
         top["data"] = _made("data", Data, data)
         top["stages"] = tuple(_stage(number, stage) for number, stage in enumerate(stages))
-        top["tasks"] = tuple(top.get("tasks", ()))  # type: ignore[arg-type]
+        top["tasks"] = _tuples(top.get("tasks", ()))
         return _made("recipe", cls, top)
 
     def stage_steps(self, stage: int, samples: int) -> int:
@@ -198,14 +198,14 @@ def _stage(number: int, content: object) -> Stage:
     model = _mapping(f"{where}.model", given.get("model", {}))
     given["model"] = _made(f"{where}.model", Model, _known(f"{where}.model", Model, model))
     temperature = _mapping(f"{where}.temperature", given.get("temperature", {}))
-    given["temperature"] = Temperature(
-        **_known(f"{where}.temperature", Temperature, temperature)  # type: ignore[arg-type]
+    given["temperature"] = _made(
+        f"{where}.temperature",
+        Temperature,
+        _known(f"{where}.temperature", Temperature, temperature),
     )
-    for name in ("trained", "open_gates"):
+    for name in ("trained", "open_gates", "stage_weights"):
         if name in given:
-            given[name] = tuple(given[name])  # type: ignore[arg-type]
-    weights = given.get("stage_weights", ())
-    given["stage_weights"] = tuple(tuple(one) for one in weights)  # type: ignore[attr-defined]
+            given[name] = _tuples(given[name])
     return _made(where, Stage, given)
 
 
@@ -223,7 +223,37 @@ def _known(where: str, kind: type, content: Mapping[str, object]) -> dict[str, o
     return dict(content)
 
 
+def _tuples(value: object) -> object:
+    """JSON's lists as tuples, nested ones too."""
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def _fits(value: object, hint: object) -> bool:
+    """Whether a value has the type that a field of a recipe is annotated with."""
+    parts = get_args(hint)
+    if isinstance(hint, UnionType):
+        return any(_fits(value, one) for one in parts)
+    if get_origin(hint) is tuple:
+        if not isinstance(value, tuple):
+            return False
+        kinds = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
+        return len(value) == len(kinds) and all(map(_fits, value, kinds))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int and isinstance(value, bool):
+        return False
+    return isinstance(value, hint)  # type: ignore[arg-type]
+
+
 def _made(where: str, kind: type[Part], content: Mapping[str, object]) -> Part:
+    for name, hint in get_type_hints(kind).items():
+        if name in content and not _fits(content[name], hint):
+            wanted = getattr(hint, "__name__", "") if isinstance(hint, type) else ""
+            place = name if where == "recipe" else f"{where}.{name}"
+            raise ValueError(
+                f"recipe: {place} must be {wanted or str(hint).replace('NoneType', 'None')}, got "
+                f"{content[name]!r}. docs/training.md says what each holds."
+            )
     try:
         return kind(**content)
     except TypeError as error:

@@ -7,9 +7,9 @@ import functools
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -18,6 +18,7 @@ from perfconv.data import Augmentation, Batch, PerspectiveScenes, Sample, collat
 from perfconv.data.dataset import LabelledImages, Readable
 from perfconv.train.config import Data
 
+Made = TypeVar("Made")
 TRAIN_SEED, TEST_SEED = 1, 2  # of made-up scenes; the same for every run
 
 
@@ -79,16 +80,33 @@ def open_split(data: Data, root: str | Path | None, *, is_training: bool) -> Sam
         if data.limit is not None:
             length = min(length, data.limit)
         seed = TRAIN_SEED if is_training else TEST_SEED
-        return _scenes(length, json.dumps({"size": size, "seed": seed, **options}))
+        text = json.dumps({"size": size, "seed": seed, **options})
+        return called("data.options", _scenes, length, text)
     if root is None:
         raise ValueError(
             f"data set {data.name} needs its files: name their folder with --data "
             "(docs/datasets.md says what it holds)."
         )
     split = data.train_split if is_training else data.test_split
-    dataset = _readers()[data.name](root, split, **data.options)
+    dataset = called("data.options", _readers()[data.name], root, split, **data.options)
     samples: Samples = _Kept(dataset) if data.skip_damaged else dataset
     return samples if data.limit is None else _First(samples, data.limit)
+
+
+def called(
+    where: str, function: Callable[..., Made], *arguments: object, **options: object
+) -> Made:
+    """``function(...)``, where the options come from a recipe.
+
+    Raises:
+        ValueError: it does not take them.
+    """
+    try:
+        return function(*arguments, **options)
+    except TypeError as error:
+        raise ValueError(
+            f"recipe: {where} does not fit: {error}. See the recipe with --show."
+        ) from error
 
 
 @functools.lru_cache(maxsize=4)
@@ -221,17 +239,26 @@ class Order:
         return (self.steps - self.start) * self.parts
 
 
+def make_augmentation(data: Data) -> Augmentation:
+    """What ``data`` says of it.
+
+    Raises:
+        ValueError: a value does not fit.
+    """
+    options = {**_tuples(data.augmentation), "crop_size": data.crop_size}
+    return called("data.augmentation", Augmentation, **options)
+
+
 def training_batches(
-    samples: Samples, data: Data, order: Order, *, workers: int
+    samples: Samples, augmentation: Augmentation, order: Order, *, workers: int, is_pinned: bool
 ) -> Iterator[Batch]:
-    """The micro-batches of ``order``, augmented as ``data`` says."""
-    augmentation = Augmentation(crop_size=data.crop_size, **_tuples(data.augmentation))
+    """The micro-batches of ``order``, augmented; in pinned memory for a GPU."""
     loader = DataLoader(
         _Augmented(samples, augmentation),
         batch_sampler=order,
         num_workers=workers,
         collate_fn=collate,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=is_pinned,
     )
     return iter(loader)
 

@@ -41,23 +41,48 @@ def process_of(device: str | None = None) -> Iterator[Process]:
 
     Args:
         device: "cpu", "cuda", "cuda:1"; None takes a GPU if there is one.
+
+    Raises:
+        ValueError: there is no such device, or fewer GPUs than processes of this machine.
     """
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if chosen == "cuda":
-        chosen = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    place = torch.device(chosen)
-    if place.type == "cuda":
-        torch.cuda.set_device(place)
+    place = _place(device)
     if ranks == 1:
         yield Process(0, 1, place)
         return
     is_ours = not dist.is_initialized()
     if is_ours:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo")
+        dist.init_process_group(backend_of(place))
     try:
         yield Process(rank, ranks, place)
     finally:
         if is_ours:
             dist.destroy_process_group()
+
+
+def backend_of(place: torch.device) -> str:
+    """How processes talk: NCCL about tensors on GPUs where torch has it, gloo about all others."""
+    has_nccl = place.type == "cuda" and dist.is_nccl_available()
+    return "cpu:gloo,cuda:nccl" if has_nccl else "gloo"
+
+
+def _place(device: str | None) -> torch.device:
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if chosen == "cuda":
+        chosen = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    try:
+        place = torch.device(chosen)
+    except RuntimeError as error:
+        raise ValueError(f"--device must be cpu, cuda or cuda:1, got {device!r}.") from error
+    if place.type == "cuda":
+        there = torch.cuda.device_count()
+        if (place.index or 0) >= there:
+            raise ValueError(
+                f"--device must be there, got {place}, and torch sees {there} GPUs. Start as many "
+                "processes as there are GPUs, or train with --device cpu."
+            )
+        torch.cuda.set_device(place)
+    elif place.type != "cpu":
+        raise ValueError(f"--device must be cpu, cuda or cuda:1, got {device!r}.")
+    return place

@@ -28,11 +28,22 @@ from perfconv.train.checkpoint import (
     write_checkpoint,
 )
 from perfconv.train.config import Recipe, Stage
-from perfconv.train.datasets import Order, mixed, open_split, training_batches
+from perfconv.train.datasets import (
+    Order,
+    make_augmentation,
+    mixed,
+    open_split,
+    training_batches,
+)
 from perfconv.train.distributed import Process
 from perfconv.train.evaluation import draw_samples, evaluate
 from perfconv.train.log import Log
-from perfconv.train.networks import Network, build_network, transfer_weights
+from perfconv.train.networks import (
+    Network,
+    build_network,
+    check_network,
+    transfer_weights,
+)
 from perfconv.train.objective import outputs_of, scheduled_density_loss, task_losses
 from perfconv.train.optimizer import choose_trained, make_optimizer, set_rates
 
@@ -115,6 +126,9 @@ class _Run:
     ) -> None:
         self.recipe, self.output, self.process, self.workers = recipe, output, process, workers
         self.weights = weights
+        for stage in recipe.stages:
+            check_network(stage.model.name, stage.model.arguments, recipe.tasks)
+        self.augmentation = make_augmentation(recipe.data)
         self.samples = open_split(recipe.data, root, is_training=True)
         self.tests = open_split(recipe.data, root, is_training=False)
         self.lengths = [
@@ -192,7 +206,13 @@ class _Run:
             ranks=self.process.ranks,
             accumulate=stage.accumulate,
         )
-        batches = training_batches(self.samples, self.recipe.data, order, workers=self.workers)
+        batches = training_batches(
+            self.samples,
+            self.augmentation,
+            order,
+            workers=self.workers,
+            is_pinned=self.process.device.type == "cuda",
+        )
         self._set_training()
         while self.step < steps:
             self._train_step(batches, steps)
@@ -314,7 +334,10 @@ class _Run:
         path = self.output / LAST
         if not path.exists():
             return None
-        saved = read_checkpoint(path)
+        try:
+            saved = read_checkpoint(path)
+        except CheckpointError as error:
+            raise ValueError(f"{error} Or remove it, and the run begins anew.") from error
         theirs, ours = saved["config"]["recipe"], self.recipe.to_dict()
         if theirs != ours:
             differing = sorted(key for key in ours if theirs.get(key) != ours[key])

@@ -10,6 +10,7 @@ can hold; two of them stand for objects:
 
 import inspect
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -115,6 +116,37 @@ def build_network(name: str, arguments: Mapping[str, object]) -> Network:
         given["bins"] = DepthBins(tuple(given["bins"]))  # type: ignore[arg-type]
     _check_arguments(name, builder, given)
     return builder(**given)
+
+
+def tasks_of(network: Network) -> tuple[str, ...]:
+    """What it predicts."""
+    if isinstance(network, SceneParser):
+        return tuple(network.heads)
+    pools = [module for module in network.modules() if isinstance(module, DepthAwarePool)]
+    branches = [pool.depth_branch for pool in pools]
+    predicts_depth = any(b is not None and b.regression is not None for b in branches)
+    return ("segmentation", "log_depth") if predicts_depth else ("segmentation",)
+
+
+def check_network(name: str, arguments: Mapping[str, object], tasks: Sequence[str]) -> None:
+    """Builds the network without memory, so that a recipe's last stage is checked before its first.
+
+    Raises:
+        ValueError: it cannot be built, or does not predict one of ``tasks``.
+    """
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="for .*copying from a non-meta parameter")
+        try:
+            found = tasks_of(build_network(name, arguments))
+        except TypeError as error:
+            raise ValueError(
+                f"build_network: {name} got an argument of another type: {error}"
+            ) from error
+    if missing := sorted(set(tasks) - set(found)):
+        raise ValueError(
+            f"the recipe's tasks must be among those of {name}, {', '.join(found)}; got "
+            f"{', '.join(missing)}. Change tasks, or the model's argument of that name."
+        )
 
 
 def _trunk(arguments: Mapping[str, object]) -> ResNet:

@@ -189,4 +189,50 @@ def _densities() -> list[Recipe]:
     return recipes
 
 
-SCENE_RECIPES = [*_weightings(), *_loops(), *_positions(), *_tasks(), *_densities()]
+def _shipped() -> Recipe:
+    """The network that ships with the package, ``perfconv/models/scenes_parser.safetensors``."""
+    tasks = ["segmentation", "log_depth", "boundary"]
+    trunk: dict[str, object] = {
+        **BOTTLENECK_TRUNK,
+        "depths": [1, 2, 2, 2],
+        "width": 6,
+    }
+    common = {"classes": CLASSES, "tasks": tasks}
+    base = replace(
+        STAGE,
+        name="base",
+        model=Model("baseline_resnet50", {**common, "trunk": trunk}),
+        steps=1200,
+        stage_weights=(),
+    )
+    frozen = {**trunk, "frozen_norms": [""]}
+    gated = replace(
+        base,
+        name="pag",
+        model=Model("pag_resnet50", {**common, "trunk": frozen, "tied": True}),
+        steps=600,
+        learning_rate=1e-3,
+        gate_rate_factor=10.0,
+        temperature=Temperature("exponential", 1.0, 0.2, share=0.8),
+        target_density=0.5,
+        density_weight=0.1,
+        density_ramp=0.3,
+    )
+    scenes = Data(
+        "scenes",
+        options={"size": [96, 128], "kind": "both", "length": 1200, "test_length": 100},
+        crop_size=(64, 96),
+        augmentation={"rotate_share": 0, "scale_share": 0.5, "scale_range": [0.75, 1.5]},
+    )
+    recipe = _recipe("parser", "the network that ships", base, gated, tasks=tuple(tasks))
+    return replace(recipe, data=scenes, thresholds=9, pictures=4, checkpoint_every=250)
+
+
+SCENE_RECIPES = [
+    *_weightings(),
+    *_loops(),
+    *_positions(),
+    *_tasks(),
+    *_densities(),
+    _shipped(),
+]

@@ -10,7 +10,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = {".py", ".pyi", ".typed", ".html", ".jinja", ".json", ".npz"}
+SHIPPED = {".py", ".pyi", ".typed", ".html", ".jinja", ".json", ".npz", ".safetensors"}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,8 @@ def test_native_libraries_are_in(names: list[str]) -> None:
 def test_every_file_of_the_package_is_in(names: list[str]) -> None:
     files = (path for path in (ROOT / "perfconv").rglob("*") if path.suffix in SHIPPED)
     expected = {str(path.relative_to(ROOT)) for path in files}
-    assert {"perfconv/py.typed", "perfconv/models/hed_gates.npz"} <= expected
+    weights = {"perfconv/models/hed_gates.npz", "perfconv/train/scenes_parser.safetensors"}
+    assert {"perfconv/py.typed", *weights} <= expected
     assert expected <= set(names)
 
 

@@ -84,6 +84,25 @@ def test_pictures_of_every_task(
     assert "1 of 2 images could not be predicted" in said.err
 
 
+def test_the_network_that_ships(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a photo without any option, and of scenes without any file."""
+    output = tmp_path / "out"
+    Image.new("RGB", (400, 300), "teal").save(photos / "large.png")
+    assert main(["predict", str(photos / "large.png"), "--output", str(output)]) == 0
+    kinds = ("boundary", "depth", "gates", "segmentation")
+    assert written(output) == [f"large-{kind}.png" for kind in kinds]
+    said = capsys.readouterr().out
+    assert "made-up scenes only, and knows\nnothing of photos" in said
+    assert "Scaled from 400 x 300 to 192 x 144 pixels." in said
+    command = ["predict", "--dataset", "scenes", "--limit", "1", "--output", str(output)]
+    assert main([*command, "--arrays"]) == 0
+    scene = find_inputs([], dataset="scenes", limit=1)[0].read().sample
+    labels = torch.from_numpy(np.load(output / "scene-0.npz")["labels"].astype(np.int64))
+    assert (labels == scene.labels).float().mean() > 0.5
+
+
 def test_samples_of_a_data_set_with_loops(tmp_path: Path) -> None:
     small_datasets.write_nyuv2_listed(tmp_path)
     torch.manual_seed(0)
@@ -129,6 +148,10 @@ def test_sources_without_images(tmp_path: Path) -> None:
         find_inputs(["a", "b"], dataset="nyuv2")
     with pytest.raises(InputError, match="NYUv2: .* must hold nyu_depth_v2_labeled.mat"):
         find_inputs([str(tmp_path)], dataset="nyuv2", split="test")
+    with pytest.raises(InputError, match="name an image, a folder or a pattern; or take"):
+        find_inputs([])
+    with pytest.raises(InputError, match="leave SOURCE and --samples out, .* got photos"):
+        find_inputs(["photos"], dataset="scenes")
     small_datasets.write_nyuv2_listed(tmp_path)
     names = [i.name for i in find_inputs([str(tmp_path)], dataset="nyuv2", names=["5002"])]
     assert names == ["5002"]
@@ -145,8 +168,6 @@ def test_sources_without_images(tmp_path: Path) -> None:
 def test_refused_networks(tmp_path: Path) -> None:
     path = weights(tmp_path, "pag_resnet50", PAG)
     nothing = "give either --checkpoint, or --network and --weights, got"
-    with pytest.raises(NetworkError, match=f"{nothing} none of them"):
-        open_network(None, None, None, {})
     with pytest.raises(NetworkError, match=f"{nothing} --network"):
         open_network(None, "pag_resnet50", None, PAG)
     with pytest.raises(NetworkError, match=f"{nothing} --checkpoint and --network"):
@@ -155,7 +176,7 @@ def test_refused_networks(tmp_path: Path) -> None:
         open_network(tmp_path / "none.pt", None, None, {})
     with pytest.raises(NetworkError, match=r"must hold model\.pt or last\.pt, got neither"):
         open_network(tmp_path, None, None, {})
-    with pytest.raises(NetworkError, match="Name a file that perfconv train wrote"):
+    with pytest.raises(NetworkError, match="A state dict alone needs its network"):
         open_network(path, None, None, {})
     with pytest.raises(NetworkError, match="name must be one of"):
         open_network(None, "resnet", path, {})
@@ -163,6 +184,8 @@ def test_refused_networks(tmp_path: Path) -> None:
         open_network(None, "baseline_resnet50", path, PAG)
     with pytest.raises(NetworkError, match="the 12 classes of stanford2d3d, got 40"):
         open_network(None, "pag_resnet50", path, PAG, "stanford2d3d")
+    with pytest.raises(NetworkError, match="the 20 classes of scenes, got 40"):
+        open_network(None, "pag_resnet50", path, PAG, "scenes")
 
 
 def test_names_and_colours_of_classes(tmp_path: Path) -> None:

@@ -39,7 +39,8 @@ def test_names_and_recipes(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message"),
     [
         ([], "give --config NAME"),
-        (["--config", "nyu"], "--config must be one of scenes-average"),
+        (["--config", "scenes-averag"], "got 'scenes-averag'. Did you mean scenes-average"),
+        (["--config", "scenes-average", "--device", "abacus"], "--device must be cpu, cuda or"),
         (["--config", "nyuv2-pag-0.7"], "pretrained weights of resnet50: name their file"),
         (["--config", "absent.json"], "absent.json cannot be read"),
         (["--config", "scenes-average", "--set", "seed"], "must be key=value"),
@@ -88,12 +89,21 @@ def test_train_then_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main(command) == 0
     assert len(list(pictures.glob("photo*.png"))) >= 1
 
-    assert main(["evaluate", str(run / "model.pt"), "--scales", "0.5", "1", "--limit", "1"]) == 0
+    assert main(["evaluate", str(run), "--scales", "0.5", "1", "--limit", "1"]) == 0
     assert json.loads((run / "model-results.json").read_text())["results"]["images"] == 1
     assert main(["evaluate", str(tmp_path / "absent.pt")]) == 1
     assert "No such file" in capsys.readouterr().err
     assert main(["evaluate", str(run / "model.pt"), "--dataset", "nyuv2"]) == 1
     assert "needs its files" in capsys.readouterr().err
+
+
+def test_the_network_that_ships_is_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("safetensors", reason="safetensors is not installed")
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", "--limit", "1", "--thresholds", "2"]) == 0
+    found = json.loads((tmp_path / "scenes_parser-results.json").read_text())
+    assert found["checkpoint"] == "scenes_parser.safetensors"
+    assert found["results"]["segmentation"]["pixel_accuracy"] > 0.5
 
 
 def test_every_task_has_its_scores(tmp_path: Path) -> None:

@@ -2,13 +2,27 @@
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from perfconv.train import build_network, load_model, read_checkpoint, write_checkpoint
+from perfconv.train import (
+    Loaded,
+    build_network,
+    load_model,
+    read_checkpoint,
+    shipped_model,
+    write_checkpoint,
+    write_model,
+)
 from perfconv.train.checkpoint import CheckpointError
+from perfconv.train.datasets import open_split
+from perfconv.train.evaluation import evaluate
+from perfconv.train.networks import tasks_of
+from perfconv.train.recipes import RECIPES
+from perfconv.train.shipped import RECIPE, SHIPPED
 
 TRUNK = {"block": "bottleneck", "depths": [1, 1, 1, 2], "width": 4, "output_stride": 8}
 MODEL = {"name": "pag_resnet50", "arguments": {"classes": 5, "trunk": TRUNK}}
@@ -43,6 +57,44 @@ def test_averages_are_preferred(tmp_path: Path) -> None:
     write_checkpoint(path, config=CONFIG, model=model.state_dict(), ema=averages)
     for name, value in load_model(path).model.named_parameters():
         assert torch.equal(value, averages[name])
+
+
+def test_a_model_file(tmp_path: Path) -> None:
+    """Config and weights, matrices in float16; the same bytes each time."""
+    pytest.importorskip("safetensors", reason="safetensors is not installed")
+    model, path = make_model(), tmp_path / "new" / "model.safetensors"
+    write_model(path, Loaded(model, CONFIG))
+    before = path.read_bytes()
+    loaded = load_model(path)
+    assert loaded.config == CONFIG
+    for name, value in model.state_dict().items():
+        stored = value.half().float() if value.dim() > 1 else value
+        assert torch.equal(loaded.model.state_dict()[name], stored), name
+    write_model(path, loaded)
+    assert path.read_bytes() == before
+    path.write_bytes(before[:-100])
+    with pytest.raises(CheckpointError, match="must be a safetensors file, got one that cannot be"):
+        load_model(path)
+    with pytest.raises(FileNotFoundError):
+        load_model(tmp_path / "none.safetensors")
+
+
+def test_the_model_that_ships() -> None:
+    """It is what its recipe says now, small, and scores what its file says."""
+    pytest.importorskip("safetensors", reason="safetensors is not installed")
+    assert SHIPPED.stat().st_size < 600_000
+    loaded = shipped_model()
+    recipe = RECIPES[RECIPE]
+    assert loaded.config["recipe"] == recipe.to_dict(), "run tools/train_shipped_model.py"
+    assert loaded.tasks == recipe.tasks == tasks_of(loaded.model)
+    samples = open_split(replace(recipe.data, limit=20), None, is_training=False)
+    found, stated = evaluate(loaded.model, samples, loaded.tasks, thresholds=2), loaded.config
+    for task, score in (("segmentation", "pixel_accuracy"), ("log_depth", "rmse_log")):
+        wanted = stated["results"][task][score]
+        assert found[task][score] == pytest.approx(wanted, abs=0.1), task
+    densities = found["density"].values()
+    assert all(0.05 < density <= 1 for density in densities)
+    assert sum(densities) / len(densities) < 0.85
 
 
 def fail(error: int) -> object:

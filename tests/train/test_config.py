@@ -80,6 +80,14 @@ def test_the_authors_figures_are_not_ours() -> None:
         ("stages=3", "stages must be a list"),
         ("stages.0.model=3", "stages.0.model must be keys and values"),
         ("seeds=3", "recipe has no seeds"),
+        ("seed=1.5", r"recipe: seed must be int, got 1.5\. docs/training.md"),
+        ("bf16=maybe", "recipe: bf16 must be bool, got 'maybe'"),
+        ("ema_decay=yes", r"recipe: ema_decay must be float \| None, got 'yes'"),
+        ("tasks=[3]", r"recipe: tasks must be tuple\[str, ...\], got \(3,\)"),
+        ("data.crop_size=[3]", "recipe: data.crop_size must be"),
+        ("stages.0.learning_rate=high", "stages.0.learning_rate must be float, got 'high'"),
+        ("stages.0.temperature.start=[]", "stages.0.temperature.start must be float"),
+        ("stages.0.stage_weights=[[1, 2]]", "stages.0.stage_weights must be"),
     ],
 )
 def test_overrides_are_checked(override: str, message: str) -> None:

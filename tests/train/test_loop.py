@@ -102,7 +102,9 @@ def test_two_processes_train_as_one(
         process.join(60)
         assert process.exitcode == 0
     wanted = train_runs.weights(tmp_path / "one")
-    assert any(not torch.equal(value, wanted[name]) for name, value in initial(wanted).items())
+    assert any(
+        not torch.equal(value, wanted[name]) for name, value in initial(wanted, tmp_path).items()
+    )
     for other in ("parts", "two"):
         for name, value in train_runs.weights(tmp_path / other).items():
             torch.testing.assert_close(value, wanted[name], rtol=1e-4, atol=1e-6)
@@ -114,13 +116,13 @@ def test_two_processes_train_as_one(
     assert one.results["images"] == 3
 
 
-def initial(like: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def initial(like: dict[str, torch.Tensor], folder: Path) -> dict[str, torch.Tensor]:
     """Weights before training."""
     recipe = train_runs.unmixed(learning_rate=1e-30, weight_decay=0.0, steps=1)
     from perfconv.train.loop import _Run
 
     with train_runs.process_of("cpu") as process:
-        run = _Run(recipe, Path("/nonexistent"), process, None, None, 0, False)
+        run = _Run(recipe, folder / "initial", process, None, None, 0, False)
     return {name: value for name, value in run.network.state_dict().items() if name in like}
 
 
@@ -182,12 +184,35 @@ def test_a_late_nan_keeps_the_last_checkpoint(
     assert all(bool(value.isfinite().all()) for value in saved["model"].values())
 
 
+WRONG = {
+    'tasks=["normals"]': "among those of baseline_resnet50, segmentation; got normals",
+    'stages.1.model.arguments.tasks=["normals"]': "pag_resnet50, normals; got segmentation",
+    "stages.1.model.arguments.at=res9": "at must be a stage with a second bottleneck",
+    "stages.1.model.arguments.classes=many": "pag_resnet50 got an argument of another type",
+    "data.options.sizes=[24, 32]": "recipe: data.options does not fit: .*'sizes'",
+    "data.options.noise=loud": "recipe: data.options does not fit",
+    "data.augmentation.flip=1": "recipe: data.augmentation does not fit: .*'flip'",
+    "data.augmentation.flip_share=2": "flip_share must be in its range",
+}
+
+
+@pytest.mark.parametrize("override", WRONG)
+def test_a_recipe_is_checked_before_its_first_step(override: str, tmp_path: Path) -> None:
+    recipe = with_overrides(train_runs.staged(), [override])
+    with pytest.raises(ValueError, match=WRONG[override]):
+        train_runs.run(recipe, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_belongs_to_one_recipe(tmp_path: Path) -> None:
     recipe = train_runs.unmixed(steps=2)
     train_runs.run(recipe, tmp_path)
     other = with_overrides(recipe, ["stages.0.learning_rate=0.5", "seed=3"])
     with pytest.raises(ValueError, match=r"same recipe, got one with other seed, stages"):
         train_runs.run(other, tmp_path)
+    (tmp_path / "last.pt").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"last.pt must be a checkpoint.* Or remove it, and the"):
+        train_runs.run(recipe, tmp_path)
 
 
 def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:

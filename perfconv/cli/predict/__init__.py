@@ -16,7 +16,10 @@ from perfconv.cli.predict.network import NetworkError, Predictor, open_network
 from perfconv.cli.predict.pictures import write_arrays, write_pictures
 from perfconv.data.verify import COUNTS, DATASETS
 from perfconv.models.augmentation import MERGES
+from perfconv.train.shipped import LONGEST_SIDE
 
+SHIPPED_NOTE = """The small network that ships: it has learnt from made-up scenes only, and knows
+nothing of photos. Another: --checkpoint (of perfconv train), or --network and --weights."""
 DESCRIPTION = """Runs a scene parser on images and writes a picture for each task: image,
 prediction, ground truth if it is known, ponder map; of networks with gates also the mask of every
 gate, of recurrent ones the pooling size, depth and labels after each loop."""
@@ -27,10 +30,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "predict", help="pictures of a network's predictions", description=DESCRIPTION
     )
     parser.add_argument(
-        "source", nargs="+", help="images, folders of images, patterns such as 'photos/*.jpg'; "
-        "with --dataset the data set's folder",
+        "source", nargs="*", help="images, folders of images, patterns such as 'photos/*.jpg'; "
+        "with --dataset the data set's folder, none with --dataset scenes",
     )  # fmt: skip
-    network = parser.add_argument_group("network")
+    text = "without any of these the small network that ships, which knows made-up scenes only"
+    network = parser.add_argument_group("network", text)
     network.add_argument(
         "--checkpoint", type=Path, help="of perfconv train: a file, or the folder of a run"
     )
@@ -43,7 +47,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     network.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1; default: cpu")
     network.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
     samples = parser.add_argument_group("samples with ground truth")
-    samples.add_argument("--dataset", choices=sorted(DATASETS), help="read SOURCE as this data set")
+    samples.add_argument(
+        "--dataset", choices=[*sorted(DATASETS), "scenes"],
+        help='read SOURCE as this data set; "scenes" are made up and need no files',
+    )  # fmt: skip
     samples.add_argument("--split", help="of the data set; default: its test or validation split")
     samples.add_argument("--samples", nargs="+", default=[], metavar="NAME", help="only these")
     samples.add_argument("--limit", type=positive, help="this many, evenly spread")
@@ -56,8 +63,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="of a recurrent network's stages",
     )  # fmt: skip
     parser.add_argument(
-        "--max-side", type=positive, default=1024,
-        help="photos with a longer side are scaled down to it, pixels; default: 1024",
+        "--max-side", type=positive,
+        help="photos with a longer side are scaled down to it, pixels; default: 1024, and "
+        f"{LONGEST_SIDE} with the network that ships",
     )  # fmt: skip
     parser.add_argument(
         "--names", choices=sorted(DATASETS),
@@ -90,10 +98,12 @@ def json_object(text: str) -> dict:
 
 def run(args: argparse.Namespace) -> int:
     """0 if every image was predicted, 1 if some could not be read, 2 if nothing could be done."""
+    is_shipped = args.checkpoint is None and args.network is None and args.weights is None
+    max_side = args.max_side or (LONGEST_SIDE if is_shipped else 1024)
     try:
         inputs = find_inputs(
             args.source, dataset=args.dataset, split=args.split or default_split(args.dataset),
-            names=args.samples, limit=args.limit, max_side=args.max_side,
+            names=args.samples, limit=args.limit, max_side=max_side,
         )  # fmt: skip
         network = open_network(
             args.checkpoint, args.network, args.weights, args.arguments, args.names or args.dataset
@@ -106,6 +116,8 @@ def run(args: argparse.Namespace) -> int:
     except (InputError, NetworkError, OSError) as error:
         print(f"perfconv predict: {error}", file=sys.stderr)
         return 2
+    if is_shipped:
+        print(SHIPPED_NOTE)
     print(f"{network.name}: {', '.join(network.tasks)}; {len(inputs)} images to {args.output}")
     failed = 0
     for number, input in enumerate(inputs, 1):
@@ -116,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def default_split(dataset: str | None) -> str | None:
-    if dataset is None:
+    if dataset is None or dataset == "scenes":
         return None
     splits = COUNTS[dataset]
     return "val" if "val" in splits and dataset == "cityscapes" else "test"

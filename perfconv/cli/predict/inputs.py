@@ -1,4 +1,4 @@
-"""What there is to predict: photos by file, folder or pattern, or the samples of a data set."""
+"""What there is to predict: photos by file, folder or pattern, samples of a data set, or scenes."""
 
 import glob
 from collections.abc import Callable, Sequence
@@ -6,13 +6,15 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from perfconv.data import Sample
+from perfconv.data import PerspectiveScenes, Sample
 from perfconv.data.dataset import LabelledImages
 from perfconv.data.files import DataError
 from perfconv.data.image import load_photo
 from perfconv.data.verify import DATASETS
+from perfconv.train.datasets import TEST_SEED
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+SCENES, SCENE_SIZE = 4, (96, 128)  # unless --limit says otherwise; (height, width)
 
 
 class InputError(ValueError):
@@ -46,8 +48,8 @@ def find_inputs(
 
     Args:
         sources: files, folders (their images, not those of folders inside) and patterns; with
-            ``dataset`` its one folder.
-        dataset: a key of ``DATASETS``; None: photos.
+            ``dataset`` its one folder, or nothing for "scenes".
+        dataset: a key of ``DATASETS``, or "scenes"; None: photos.
         split: of the data set.
         names: of its samples; none: all.
         limit: this many, evenly spread; None: all.
@@ -56,6 +58,10 @@ def find_inputs(
     Raises:
         InputError: a source names no image, or the data set cannot be read.
     """
+    if dataset == "scenes":
+        return _scenes(sources, names, limit or SCENES)
+    if not sources:
+        raise InputError("name an image, a folder or a pattern; or take --dataset scenes.")
     if dataset is None:
         inputs = _photos(sources, max_side)
     else:
@@ -108,6 +114,20 @@ def _read_photo(path: Path, max_side: int) -> Reading:
     except ValueError as error:
         raise InputError(str(error)) from error
     return Reading(Sample(photo.pixels[0].contiguous(), path.stem), photo.notes)
+
+
+def _scenes(sources: Sequence[str], names: Sequence[str], count: int) -> list[Input]:
+    """Scenes of the recipes' test split, made when they are asked for."""
+    if sources or names:
+        raise InputError(
+            "--dataset scenes makes its images: leave SOURCE and --samples out, and say how many "
+            f"with --limit; got {' '.join([*sources, *names])}."
+        )
+    scenes = PerspectiveScenes(count, size=SCENE_SIZE, seed=TEST_SEED)
+    return [
+        Input(f"scene-{number}", lambda number=number: Reading(scenes[number], ()))  # type: ignore[misc]
+        for number in range(count)
+    ]
 
 
 def _samples(sources: Sequence[str], dataset: str, split: str, names: Sequence[str]) -> list[Input]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from perfconv import viz
-from perfconv.data import Sample
+from perfconv.data import PerspectiveScenes, Sample
 from perfconv.data.palette import palette
 from perfconv.data.verify import DATASETS
 from perfconv.models import DepthAwareParser, SceneParser, load_weights, predict_augmented
@@ -16,6 +16,8 @@ from perfconv.models.parsers import StageOutput
 from perfconv.nn import DepthAwarePool, record_gates
 from perfconv.train import build_network, load_model
 from perfconv.train.checkpoint import CheckpointError
+from perfconv.train.networks import tasks_of
+from perfconv.train.shipped import SHIPPED
 
 CHECKPOINT_FILES = ("model.pt", "last.pt")  # of the folder of a run: finished, or under way
 
@@ -54,7 +56,8 @@ def open_network(
     """A network with weights, in eval mode.
 
     Args:
-        checkpoint: of ``perfconv train``, or the folder of a run; else the three others.
+        checkpoint: of ``perfconv train``, or the folder of a run; else the three others; without
+            any of them the network that ships.
         name, arguments: of ``build_network``.
         weights: a state dict in a file.
         dataset: whose classes its labels are; None: what the checkpoint says, or numbers.
@@ -63,6 +66,8 @@ def open_network(
         NetworkError: neither or both are given, a file is missing or does not fit, or the network
             has another number of classes than ``dataset``.
     """
+    if checkpoint is None and name is None and weights is None:
+        checkpoint = SHIPPED
     if (checkpoint is None) == (name is None) or (name is None) != (weights is None):
         given = [
             option
@@ -73,7 +78,7 @@ def open_network(
         ]  # fmt: skip
         raise NetworkError(
             "a network needs weights: give either --checkpoint, or --network and --weights, got "
-            f"{' and '.join(given) or 'none of them'}. perfconv train writes checkpoints."
+            f"{' and '.join(given)}. perfconv train writes checkpoints."
         )
     names: Sequence[str] = ()
     try:
@@ -92,7 +97,12 @@ def open_network(
         ) from error
     except (CheckpointError, ValueError, RuntimeError, TypeError, OSError) as error:
         raise NetworkError(str(error)) from error
-    return Network(name, model.eval(), _tasks(model), _classes(model, names, dataset))
+    return Network(name, model.eval(), tasks_of(model), _classes(model, names, dataset))
+
+
+def class_names(dataset: str) -> tuple[str, ...]:
+    """The classes of a data set's labels; those of "scenes", too."""
+    return PerspectiveScenes.classes if dataset == "scenes" else DATASETS[dataset].classes
 
 
 def _checkpoint_file(path: Path) -> Path:
@@ -107,14 +117,6 @@ def _checkpoint_file(path: Path) -> Path:
     )
 
 
-def _tasks(model: SceneParser | DepthAwareParser) -> tuple[str, ...]:
-    if isinstance(model, SceneParser):
-        return tuple(model.heads)
-    branches = [pool.depth_branch for pool in _pools(model)]
-    predicts_depth = any(b is not None and b.regression is not None for b in branches)
-    return ("segmentation", "log_depth") if predicts_depth else ("segmentation",)
-
-
 def _pools(model: nn.Module) -> list[DepthAwarePool]:
     return [module for module in model.modules() if isinstance(module, DepthAwarePool)]
 
@@ -123,12 +125,12 @@ def _classes(
     model: SceneParser | DepthAwareParser, names: Sequence[str], dataset: str | None
 ) -> viz.Classes | None:
     """Names and colours: of ``dataset``, or else of whichever has these names."""
-    if "segmentation" not in _tasks(model):
+    if "segmentation" not in tasks_of(model):
         return None
     holder = model.heads["segmentation"] if isinstance(model, SceneParser) else model
     count = holder.get_submodule("classifier").weight.size(0)  # type: ignore[operator]
     if dataset is not None:
-        names = DATASETS[dataset].classes
+        names = class_names(dataset)
         if len(names) != count:
             raise NetworkError(
                 f"the network must have the {len(names)} classes of {dataset}, got {count}. Give "
