@@ -15,6 +15,7 @@ pytest.importorskip("safetensors", reason="safetensors is not installed")
 import safetensors.torch
 import small_datasets
 from PIL import Image
+from real_samples import sample_folder
 
 from perfconv.cli import main
 from perfconv.cli.predict.inputs import InputError, find_inputs
@@ -117,6 +118,15 @@ def test_samples_of_a_data_set_with_loops(tmp_path: Path) -> None:
     command += ["--checkpoint", str(tmp_path / "run"), "--flip", "--output", str(output)]
     assert main(command) == 0
     assert written(output) == ["5001-depth.png", "5001-loops.png", "5001-segmentation.png"]
+
+
+def test_normals_of_nyuv2_have_a_ground_truth() -> None:
+    """Which its files do not hold."""
+    folder = str(sample_folder("nyuv2"))
+    (found,) = find_inputs([folder], dataset="nyuv2", split="test", names=["5017"])
+    sample = found.read().sample
+    assert sample.normals is not None
+    assert sample.normals_valid.float().mean() > 0.5
 
 
 # ---- inputs --------------------------------------------------------------------------------------

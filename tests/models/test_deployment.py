@@ -32,9 +32,9 @@ def assert_same(found: object, wanted: object, tolerance: float = 1e-4) -> None:
         assert error <= tolerance * exact.double().norm()
 
 
-def compiled(model: nn.Module, arguments: tuple) -> object:
+def compiled(model: nn.Module, arguments: tuple, backend: str = "aot_eager") -> object:
     torch._dynamo.reset()
-    return torch.compile(model, fullgraph=True, backend="aot_eager")(*arguments)
+    return torch.compile(model, fullgraph=True, backend=backend)(*arguments)
 
 
 def exported(model: nn.Module, arguments: tuple) -> object:
@@ -144,15 +144,21 @@ def test_export_and_onnx(variant, tmp_path: Path) -> None:
     "call",
     [
         "pag_resnet50(gates_pool=True)",
-        "layer_skipping_resnet50()",
         "multi_scale_resnet50()",
         "depth_aware_resnet50(assignment='hard')",
         "recurrent_depth_resnet50(loops=1, loop_weighting='true_depth')",
     ],
 )
 def test_aot_inductor(call: str, tmp_path: Path) -> None:
-    """A family each: gates and pool, gates of images, scales, one launch, loops with true depth."""
+    """A family each: gates and pool, scales, one launch, loops with true depth."""
     check(named(call), partial(in_aot_inductor, tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", ["pag_resnet50(gates_pool=True)", "layer_skipping_resnet50()"])
+def test_compile_by_the_default_backend(call: str) -> None:
+    """Inductor, as torch.compile(model) has it; a minute of C++ compiler for each further one."""
+    check(named(call), partial(compiled, backend="inductor"))
 
 
 # ---- the export itself ---------------------------------------------------------------------------

@@ -10,9 +10,11 @@ from perfconv.data import PerspectiveScenes, Sample
 from perfconv.data.dataset import LabelledImages
 from perfconv.data.files import DataError
 from perfconv.data.image import load_photo
+from perfconv.data.nyuv2 import NYUv2
 from perfconv.data.verify import DATASETS
 from perfconv.train.datasets import TEST_SEED
 
+NORMALS_RADIUS = 4  # of NYUv2, whose files hold no normals: computed from depth, as for training
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 SCENES, SCENE_SIZE = 4, (96, 128)  # unless --limit says otherwise; (height, width)
 
@@ -137,7 +139,10 @@ def _samples(sources: Sequence[str], dataset: str, split: str, names: Sequence[s
             "Leave --dataset out to predict single images."
         )
     try:
-        samples = DATASETS[dataset](Path(sources[0]), split)
+        if dataset == "nyuv2":
+            samples: LabelledImages = NYUv2(Path(sources[0]), split, normals_radius=NORMALS_RADIUS)
+        else:
+            samples = DATASETS[dataset](Path(sources[0]), split)
     except (DataError, ValueError) as error:
         raise InputError(str(error)) from error
 
