@@ -33,7 +33,4 @@ void expand(const uint8_t* mask, int64_t images, const ConvGeometry& g, uint8_t*
 std::tuple<torch::stable::Tensor, torch::stable::Tensor, torch::stable::Tensor> list_tensors(
     const ActiveList& list, int64_t batch, int64_t capacity);
 
-// Writes the flat positions of the non-zero bytes; returns how many. to needs room for length.
-int64_t compact_bytes(const uint8_t* mask, int64_t length, int32_t offset, int32_t* to);
-
 }  // namespace perfconv::cpu

@@ -10,6 +10,7 @@
 #include <stdexcept>
 
 #include "cpu/kernels/isa.h"
+#include "cpu/lanes.h"
 
 namespace perfconv::cpu {
 namespace {
@@ -35,6 +36,14 @@ constexpr ShapeClass kNarrow{"16 to 63 channels", 0.5, 0.4};
 constexpr ShapeClass kPointwise{"1x1, 64 to 1024 channels, float32", 1.0, 0.95};  // K-023
 constexpr ShapeClass kWide{"64 or more channels", 0.95, 0.95};
 
+// Forward with AVX-512, against the dense path with its fill rather than dense alone (K-043,
+// K-044).
+constexpr ShapeClass kDepthwise512{"depthwise", 0.75, 0.2};
+constexpr ShapeClass kSmallGroups512{"groups of fewer than 16 channels", 1.0, 0.1};
+constexpr ShapeClass kFewInputs512{"fewer than 16 input channels a group", 0.5, 0.1};
+constexpr ShapeClass kFewInputsBFloat16{"fewer than 16 input channels a group, bfloat16", 0.75,
+                                        0.1};
+
 const ShapeClass& shape_class(const ConvGeometry& g) {
   if (g.is_depthwise()) return kDepthwise;
   if (g.group_in_channels() < 16) return kFewInputs;
@@ -43,9 +52,24 @@ const ShapeClass& shape_class(const ConvGeometry& g) {
   return kWide;
 }
 
+// Whether the groups are computed by vectors of channels (conv_grouped.cpp).
+bool has_small_groups(const ConvGeometry& g) {
+  constexpr int64_t kFloatLanes = 16;
+  return output_lanes(g).fits(kFloatLanes) && g.group_out_channels() < kFloatLanes;
+}
+
+// Whether the taps of a kernel row are read as one (LineRows).
+bool has_line_rows(const ConvGeometry& g) {
+  return g.groups == 1 && g.dilation_w == 1 && g.group_in_channels() < 16;
+}
+
 const ShapeClass& forward_class(const ConvGeometry& g, StorageType storage) {
   const int64_t fewest = std::min(g.group_in_channels(), g.group_out_channels());
   const int64_t most = std::max(g.group_in_channels(), g.group_out_channels());
+  if (isa() >= Isa::kAvx512) {
+    if (has_small_groups(g)) return g.is_depthwise() ? kDepthwise512 : kSmallGroups512;
+    if (has_line_rows(g)) return beats_dense_bfloat16(storage) ? kFewInputsBFloat16 : kFewInputs512;
+  }
   const bool is_measured = storage == StorageType::kFloat && isa() >= Isa::kAvx512;
   return is_measured && g.taps() == 1 && fewest >= 64 && most <= 1024 ? kPointwise : shape_class(g);
 }

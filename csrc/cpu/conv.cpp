@@ -15,7 +15,9 @@ namespace {
 
 void run_sparse(const ForwardProblem& problem, ConvAlgorithm algorithm) {
   if (algorithm == ConvAlgorithm::kImplicitGemm) {
-    problem.geometry.is_depthwise() ? forward_depthwise(problem) : forward_implicit_gemm(problem);
+    forward_fits_lanes(problem.geometry, problem.input.scalar_type())
+        ? forward_grouped(problem)
+        : forward_implicit_gemm(problem);
   } else {
     algorithm == ConvAlgorithm::kDirect ? forward_direct(problem) : forward_gather_gemm(problem);
     fill_inactive(problem);
@@ -31,7 +33,8 @@ Tensor convolve(ForwardProblem problem, ConvAlgorithm wanted, bool channels_last
   const ConvAlgorithm chosen = choose_algorithm(g, storage, problem.active->count, wanted);
   if (chosen == ConvAlgorithm::kDense) return forward_dense(problem, channels_last);
   // Packing reads a weight as it lies; every other algorithm reads it in order.
-  const bool reads_packs = chosen == ConvAlgorithm::kImplicitGemm && !g.is_depthwise();
+  const bool reads_packs =
+      chosen == ConvAlgorithm::kImplicitGemm && !forward_fits_lanes(g, problem.input.scalar_type());
   if (!reads_packs) problem.weight = to_contiguous(problem.weight);
   problem.input = to_channels_last(problem.input);
   if (!problem.output.defined()) {

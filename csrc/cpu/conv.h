@@ -33,7 +33,10 @@ struct ForwardProblem {
 void forward_direct(const ForwardProblem& problem);
 void forward_gather_gemm(const ForwardProblem& problem);
 void forward_implicit_gemm(const ForwardProblem& problem);
-void forward_depthwise(const ForwardProblem& problem);
+void forward_grouped(const ForwardProblem& problem);
+
+// Whether forward_grouped takes the problem; forward_implicit_gemm takes every one.
+bool forward_fits_lanes(const ConvGeometry& g, ScalarType dtype);
 
 // The output in the layout of the input: a new image, or problem.output if it is there. input and
 // weight in any layout; kAuto asks the planner.

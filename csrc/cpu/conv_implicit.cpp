@@ -41,14 +41,16 @@ Split split_work(int64_t pixels, int64_t tile_rows, int64_t columns) {
 template <class T, class A, class Acc>
 class ImplicitGemm {
  public:
+  // lines: room for LineRows, or null.
   ImplicitGemm(const ForwardProblem& problem, const GemmPlan& plan, const A* panels,
-               const Acc* bias)
+               const Acc* bias, A* lines)
       : problem_(problem),
         g_(problem.geometry),
         plan_(plan),
         kernel_(gemm_kernel<A>(plan)),
         panels_(panels),
         bias_(bias),
+        lines_(lines),
         residual_(problem.residual ? data<T>(*problem.residual) : nullptr),
         output_(mutable_data<T>(problem.output)),
         zeros_(static_cast<size_t>(g_.group_in_channels()), A{}),
@@ -61,6 +63,7 @@ class ImplicitGemm {
     const int64_t work =
         kernel_.tile_rows * plan_.panel_elements() * split_.columns / split_.column_chunks / 16 +
         pixels * g_.out_channels / items / 8;
+    if (lines_ != nullptr) LineRows<T, A>::copy(g_, data<T>(problem_.input), lines_);
     parallel_rows(items, work, [&](int64_t begin, int64_t end) {
       if (split_.column_chunks > 1 || split_.items() == 0) {
         fill_inactive(problem_, pixels * begin / items, pixels * end / items);
@@ -71,6 +74,10 @@ class ImplicitGemm {
           TapPointers<A> rows(g_, data<T>(problem_.input), zeros_.data(), kernel_.tile_rows);
           return run_items(rows, g_.taps(), g_.group_in_channels(), begin, end);
         }
+      }
+      if (lines_ != nullptr) {
+        LineRows<T, A> rows(g_, lines_, kernel_.tile_rows);
+        return run_items(rows, g_.kernel_height, g_.kernel_width * g_.in_channels, begin, end);
       }
       PatchRows<T, A> rows(g_, data<T>(problem_.input), plan_.depth, kernel_.tile_rows);
       run_items(rows, 1, plan_.depth, begin, end);
@@ -219,6 +226,7 @@ class ImplicitGemm {
   const GemmKernel<A, Acc>& kernel_;
   const A* panels_;
   const Acc* bias_;
+  A* lines_;
   const T* residual_;
   T* output_;
   std::vector<A> zeros_;
@@ -234,8 +242,6 @@ void forward_implicit_gemm(const ForwardProblem& problem) {
   const bool has_pack =
       problem.packed && is_current_pack(problem.weight, *problem.packed, plan, g.groups);
   const bool must_pack = !has_pack && problem.active->count > 0;
-  Scratch scratch(must_pack ? forward_panel_bytes(plan, g.groups) : 0);
-  if (must_pack) pack_forward(problem.weight, plan, g.groups, scratch.data<void>());
   visit_dtype("perforated_conv2d", storage, [&]<class T>() {
     using Acc = AccumulateType<T>;
     std::vector<Acc> bias;
@@ -246,8 +252,19 @@ void forward_implicit_gemm(const ForwardProblem& problem) {
     const Acc* bias_values = problem.bias ? bias.data() : nullptr;
     visit_compute(plan, [&]<class A>() {
       if constexpr (std::is_same_v<AccumulateType<A>, Acc>) {
+        const int64_t panel_bytes =
+            must_pack
+                ? (forward_panel_bytes(plan, g.groups) + kCacheLine - 1) / kCacheLine * kCacheLine
+                : 0;
+        const bool has_lines =
+            !plan.is_indirect && LineRows<T, A>::takes(g, problem.active->count, plan.depth_step);
+        const int64_t line_bytes =
+            has_lines ? LineRows<T, A>::elements(g) * static_cast<int64_t>(sizeof(A)) : 0;
+        Scratch scratch(panel_bytes + line_bytes);
+        if (must_pack) pack_forward(problem.weight, plan, g.groups, scratch.data<void>());
         const A* panels = has_pack ? data<A>(*problem.packed) : scratch.data<A>();
-        ImplicitGemm<T, A, Acc>(problem, plan, panels, bias_values).run();
+        A* lines = has_lines ? reinterpret_cast<A*>(scratch.data<char>() + panel_bytes) : nullptr;
+        ImplicitGemm<T, A, Acc>(problem, plan, panels, bias_values, lines).run();
       }
     });
   });

@@ -10,26 +10,9 @@
 #include "core/conv_arguments.h"
 #include "cpu/active.h"
 #include "cpu/images.h"
+#include "cpu/kernels/kernel_table.h"
 
 namespace perfconv::cpu {
-
-int64_t compact_bytes(const uint8_t* mask, int64_t length, int32_t offset, int32_t* to) {
-  int64_t count = 0;
-  int64_t i = 0;
-  for (; i + 8 <= length; i += 8) {
-    uint64_t word;
-    std::memcpy(&word, mask + i, sizeof(word));
-    if (word == 0) continue;
-    for (int64_t j = 0; j < 8; ++j) {  // write always, advance if active: no branch to mispredict
-      to[count] = offset + static_cast<int32_t>(i + j);
-      count += mask[i + j] != 0;
-    }
-  }
-  for (; i < length; ++i) {
-    if (mask[i] != 0) to[count++] = offset + static_cast<int32_t>(i);
-  }
-  return count;
-}
 
 int64_t ActiveList::lower_bound(int64_t position) const {
   return std::lower_bound(positions.get(), positions.get() + count, position) - positions.get();
@@ -37,15 +20,14 @@ int64_t ActiveList::lower_bound(int64_t position) const {
 
 ActiveList compact(const uint8_t* mask, int64_t images, int64_t pixels, int64_t batch) {
   ActiveList list;
-  // The branch-free loop may write one entry past the last active one: 8 spare entries.
-  list.positions.reset(new int32_t[static_cast<size_t>(batch * pixels + 8)]);
+  list.positions.reset(new int32_t[static_cast<size_t>(batch * pixels + kSpareEntries)]);
   if (images == batch) {
-    list.count = compact_bytes(mask, batch * pixels, 0, list.positions.get());
+    list.count = kernels().compact(mask, batch * pixels, 0, list.positions.get());
     return list;
   }
   for (int64_t n = 0; n < batch; ++n) {
-    list.count += compact_bytes(mask, pixels, static_cast<int32_t>(n * pixels),
-                                list.positions.get() + list.count);
+    list.count += kernels().compact(mask, pixels, static_cast<int32_t>(n * pixels),
+                                    list.positions.get() + list.count);
   }
   return list;
 }

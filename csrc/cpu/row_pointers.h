@@ -110,6 +110,81 @@ void convert_row(const T* from, A* to, int64_t channels) {
   }
 }
 
+// Whole input lines converted to A, with zeros for the padding beside them, and one line of zeros
+// for that above and below: the taps of a kernel row are neighbours in memory and count as one tap
+// of kernel_width times the channels. For few channels: the image is small beside the
+// multiplications, and no pixel is copied once a tap.
+template <class T, class A>
+class LineRows {
+ public:
+  // Of an input that the active pixels read often enough to be worth the copy.
+  static bool takes(const ConvGeometry& g, int64_t active, int64_t depth_step) {
+    return g.groups == 1 && g.dilation_w == 1 && g.kernel_width > 1 &&
+           g.kernel_width * g.in_channels % depth_step == 0 &&
+           2 * active * g.taps() > g.in_pixels();
+  }
+  static int64_t elements(const ConvGeometry& g) {
+    return (g.batch * g.in_height + 1) * line_elements(g);
+  }
+
+  static void copy(const ConvGeometry& g, const T* input, A* lines) {
+    const int64_t width = line_elements(g);
+    const int64_t left = g.pad_left * g.in_channels;
+    const int64_t middle = g.in_width * g.in_channels;
+    parallel_rows(g.batch * g.in_height + 1, width / 8, [&](int64_t begin, int64_t end) {
+      for (int64_t line = begin; line < end; ++line) {
+        A* to = lines + line * width;
+        const bool is_zero = line == g.batch * g.in_height;
+        std::fill_n(to, is_zero ? width : left, A{});
+        if (is_zero) continue;
+        convert_row(input + line * middle, to + left, middle);
+        std::fill(to + left + middle, to + width, A{});
+      }
+    });
+  }
+
+  LineRows(const ConvGeometry& g, const A* lines, int64_t tile_rows)
+      : g_(g), lines_(lines), tile_rows_(tile_rows) {}
+
+  void fill(const int32_t* positions, int64_t count, int64_t /*channel*/) {
+    const int64_t taps = g_.kernel_height;
+    const int64_t tiles = (count + tile_rows_ - 1) / tile_rows_;
+    pointers_.resize(static_cast<size_t>(tiles * taps * tile_rows_));
+    std::vector<const A*> line(static_cast<size_t>(taps));
+    int64_t row_begin = -g_.out_width;  // flat position of the first pixel of the row at hand
+    for (int64_t i = 0; i < count; ++i) {
+      if (positions[i] >= row_begin + g_.out_width) {
+        row_begin = positions[i] / g_.out_width * g_.out_width;
+        const Receptive field = receptive_field(g_, row_begin);
+        for (int64_t kh = 0; kh < taps; ++kh) {
+          const int64_t y = field.y + kh * g_.dilation_h;
+          const bool is_inside = y >= 0 && y < g_.in_height;
+          const int64_t row = is_inside ? field.image * g_.in_height + y : g_.batch * g_.in_height;
+          line[kh] = lines_ + row * line_elements(g_);
+        }
+      }
+      const int64_t x = (positions[i] - row_begin) * g_.stride_w * g_.in_channels;
+      const A** to = pointers_.data() + i / tile_rows_ * taps * tile_rows_ + i % tile_rows_;
+      for (int64_t kh = 0; kh < taps; ++kh) to[kh * tile_rows_] = line[kh] + x;
+    }
+  }
+
+  const A* const* tile(int64_t index) const {
+    return pointers_.data() + index * g_.kernel_height * tile_rows_;
+  }
+  NextLines after(int64_t /*index*/) const { return {}; }
+
+ private:
+  static int64_t line_elements(const ConvGeometry& g) {
+    return (g.pad_left + g.in_width + g.pad_right) * g.in_channels;
+  }
+
+  const ConvGeometry& g_;
+  const A* lines_;
+  int64_t tile_rows_;
+  std::vector<const A*> pointers_;
+};
+
 // The receptive fields of consecutive active pixels as rows of `depth` elements of A, converted:
 // for few channels, odd depths and dtypes without multiplications of their own. Small enough for
 // the second-level cache; not an im2col matrix.

@@ -26,6 +26,15 @@ PROBLEMS = {
     "depthwise": Problem(in_channels=37, out_channels=37, groups=37),
     "depthwise_stride": Problem(in_channels=16, out_channels=16, groups=16, stride=(2, 2)),
     "depthwise_twice": Problem(in_channels=10, out_channels=20, groups=10),
+    "groups_of_two": Problem(in_channels=24, out_channels=48, groups=12, stride=(2, 1)),
+    "groups_of_four": Problem(
+        in_channels=36, out_channels=36, groups=9, dilation=(1, 2), padding=(1, 2),
+        activation="silu",
+    ),
+    "groups_of_eight": Problem(
+        in_channels=24, out_channels=24, groups=3, has_residual=True, fill="passthrough"
+    ),
+    "rgb_few_pixels": Problem(in_channels=3, out_channels=20, size=(20, 15), density=0.03),
     "rgb": Problem(in_channels=3, out_channels=20, size=(12, 15), kernel=(7, 7), padding=(3, 3)),
     "one_output": Problem(in_channels=33, out_channels=1),
     "nearest": Problem(fill="nearest", density=0.1),

@@ -17,6 +17,9 @@ PROBLEMS = {
     ),
     "stride": Problem(fill="passthrough", size=(13, 16), stride=(2, 3), activation="silu"),
     "depthwise": Problem(fill="passthrough", in_channels=24, out_channels=24, groups=24),
+    "groups_of_four": Problem(
+        fill="passthrough", in_channels=20, out_channels=20, groups=5, activation="relu"
+    ),
     "shared_mask": Problem(fill="passthrough", is_mask_shared=True, activation="relu"),
     "empty_mask": Problem(fill="passthrough", density=0.0, activation="relu"),
     "full_mask": Problem(fill="passthrough", density=1.0, activation="relu"),

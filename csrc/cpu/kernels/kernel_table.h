@@ -57,6 +57,40 @@ struct GemmKernel {
                 int64_t next_count) = nullptr;
 };
 
+// The output channels of a convolution with few channels a group, cut into vectors of `lanes`,
+// whose groups read at most as many neighbouring input channels: a vector of them is loaded, and
+// put in the order of the outputs once for each input channel of a group.
+template <class Acc>
+struct LaneBlocks {
+  int64_t count = 0;
+  int64_t steps = 1;                   // input channels of a group
+  const int32_t* out_first = nullptr;  // [block]; the last two may overlap
+  const int32_t* in_first = nullptr;   // [block]
+  const int32_t* order = nullptr;      // [block][step][lanes]; null: depthwise, as they lie
+  const Acc* weight = nullptr;         // [block][tap][step][lanes]
+  int64_t block_weights = 0;           // elements of one block
+};
+
+struct LaneTap {
+  int64_t offset;  // of the input, in elements
+  int64_t weight;  // in a block's weights, in elements
+};
+
+// Pixels with the same taps, and what becomes of their sums.
+template <class T, class Acc>
+struct LanePixels {
+  const LaneTap* taps = nullptr;
+  int64_t tap_count = 0;
+  const T* in = nullptr;
+  const int64_t* reads = nullptr;  // of each pixel: its taps are at in + reads[m] + offset
+  int64_t count = 0;
+  const Acc* bias = nullptr;  // never null
+  const T* residual = nullptr;
+  Activation activation = Activation::kNone;
+  T* out = nullptr;
+  const int64_t* writes = nullptr;  // of each pixel: it is at out + writes[m], and its residual
+};
+
 // Work along the channels of one pixel. T is the storage type, Acc the type of the sums.
 template <class T, class Acc>
 struct RowKernel {
@@ -73,10 +107,9 @@ struct RowKernel {
   void (*narrow)(const Acc* in, T* out, int64_t channels) = nullptr;
   // out += in.
   void (*add)(const T* in, Acc* out, int64_t channels) = nullptr;
-  // Depthwise, for p < pixels: sums[p * channels + c] = sum over t < count of
-  //   taps[p * count + t][c] * weight[t * channels + c]; a null tap is 0.
-  void (*depthwise)(const T* const* taps, int64_t pixels, int64_t count, const Acc* weight,
-                    Acc* sums, int64_t channels) = nullptr;
+  // A grouped convolution by vectors of output channels: sums over the taps, finished and stored.
+  int64_t lanes = 0;
+  void (*grouped)(const LaneBlocks<Acc>& blocks, const LanePixels<T, Acc>& pixels) = nullptr;
   // out[c] += in[c] * scale[c].
   void (*multiply_add)(const T* in, const Acc* scale, Acc* out, int64_t channels) = nullptr;
   // to[2 c] = first[c], to[2 c + 1] = second[c].
@@ -95,6 +128,11 @@ struct RowKernel {
 using Transpose = void (*)(const float* const* from_rows, int64_t rows, float* const* to_rows,
                            int64_t columns);
 
+// Writes offset + i for each non-zero mask[i], ascending; returns how many. `to` needs room for
+// length and kSpareEntries more.
+using Compact = int64_t (*)(const uint8_t* mask, int64_t length, int32_t offset, int32_t* to);
+inline constexpr int64_t kSpareEntries = 16;
+
 // [0] is the wide tile, [1] a narrow one for few output channels.
 struct KernelTable {
   const char* name = "";
@@ -107,6 +145,7 @@ struct KernelTable {
   RowKernel<BFloat16, float> row_bfloat16;
   RowKernel<Half, float> row_half;
   Transpose transpose = nullptr;
+  Compact compact = nullptr;
 };
 
 KernelTable make_portable_table();

@@ -15,6 +15,7 @@ KernelTable make_avx512_table() {
   table.gemm_double[1] = make_gemm_kernel<Avx512Double, 12, 1>();
   set_row_kernels(table);
   table.transpose = &transpose_avx512;
+  table.compact = &compact_avx512;
   return table;
 }
 

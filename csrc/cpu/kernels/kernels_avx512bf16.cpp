@@ -99,6 +99,7 @@ KernelTable make_avx512bf16_table() {
   table.row_bfloat16.interleave = &interleave_avx512;
   table.row_bfloat16.pair_channels = &pair_channels_avx512;
   table.transpose = &transpose_avx512;
+  table.compact = &compact_avx512;
   return table;
 }
 

@@ -1,93 +1,13 @@
-// Loops along the channels of one pixel: epilogue, conversions, depthwise sums. Plain loops that
+// Loops along the channels of one pixel: epilogue, conversions. Plain loops that
 // the compiler vectorises for the instruction set of the file that includes this one.
 // Everything is in an unnamed namespace: two instruction sets must never share one instance.
 #pragma once
 
-#include "cpu/kernels/kernel_table.h"
+#include "cpu/kernels/epilogue.h"
+#include "cpu/kernels/grouped_rows.h"
 
 namespace perfconv::cpu {
 namespace {
-
-// e^x in float for the epilogue: 2^n times a degree-6 polynomial of the remainder; at most 2 ulp
-// from the correctly rounded value in [-87, 88]; infinity above, clamped below. Branch-free so that
-// it vectorises.
-inline float exponential(float x) {
-  const bool is_huge = x > 88.3f;
-  x = x < -87.3f ? -87.3f : x;
-  x = x > 88.3f ? 88.3f : x;
-  const float rounder = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  const float n = (x * 1.44269504f + rounder) - rounder;
-  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  const float power = p * std::bit_cast<float>((static_cast<int32_t>(n) + 127) << 23);
-  return is_huge ? __builtin_inff() : power;
-}
-
-inline double exponential(double x) { return __builtin_exp(x); }
-
-template <Activation kActivation, class Acc>
-inline Acc apply(Acc x) {
-  if constexpr (kActivation == Activation::kRelu) {
-    return x < Acc(0) ? Acc(0) : x;  // NaN stays NaN, as in torch
-  } else if constexpr (kActivation == Activation::kRelu6) {
-    const Acc low = x < Acc(0) ? Acc(0) : x;
-    return low > Acc(6) ? Acc(6) : low;
-  } else if constexpr (kActivation == Activation::kSilu) {
-    return x / (Acc(1) + exponential(-x));
-  } else if constexpr (kActivation == Activation::kHardswish) {
-    const Acc shifted = x + Acc(3);
-    const Acc low = shifted < Acc(0) ? Acc(0) : shifted;
-    return x * (low > Acc(6) ? Acc(6) : low) / Acc(6);
-  } else {
-    return x;
-  }
-}
-
-template <class Function>
-inline void visit_activation(Activation activation, Function function) {
-  switch (activation) {
-    case Activation::kNone:
-      return function.template operator()<Activation::kNone>();
-    case Activation::kRelu:
-      return function.template operator()<Activation::kRelu>();
-    case Activation::kRelu6:
-      return function.template operator()<Activation::kRelu6>();
-    case Activation::kSilu:
-      return function.template operator()<Activation::kSilu>();
-    case Activation::kHardswish:
-      return function.template operator()<Activation::kHardswish>();
-  }
-}
-
-template <class T, class Acc>
-void finish_rows(const Acc* sums, int64_t sums_stride, int64_t count, const Acc* bias,
-                 const T* const* residual, Activation activation, T* const* out, int64_t channels) {
-  visit_activation(activation, [&]<Activation kActivation>() {
-    for (int64_t m = 0; m < count; ++m) {
-      const Acc* row = sums + m * sums_stride;
-      T* to = out[m];
-      if (residual != nullptr) {
-        const T* plus = residual[m];
-        for (int64_t c = 0; c < channels; ++c) {
-          const Acc value = row[c] + (bias != nullptr ? bias[c] : Acc(0));
-          to[c] = from_float<T>(apply<kActivation>(value + Acc(to_float(plus[c]))));
-        }
-      } else if (bias != nullptr) {
-        for (int64_t c = 0; c < channels; ++c) {
-          to[c] = from_float<T>(apply<kActivation>(row[c] + bias[c]));
-        }
-      } else {
-        for (int64_t c = 0; c < channels; ++c) to[c] = from_float<T>(apply<kActivation>(row[c]));
-      }
-    }
-  });
-}
 
 template <class T, class Acc>
 void activate_row(const T* in, Activation activation, T* out, int64_t channels) {
@@ -111,35 +31,6 @@ void narrow_row(const Acc* in, T* out, int64_t channels) {
 template <class T, class Acc>
 void add_row(const T* in, Acc* out, int64_t channels) {
   for (int64_t c = 0; c < channels; ++c) out[c] += Acc(to_float(in[c]));
-}
-
-// kWidth channels of one pixel, whose sums stay in registers while the taps run.
-template <int64_t kWidth, class T, class Acc>
-inline void depthwise_block(const T* const* taps, int64_t count, const Acc* weight,
-                            int64_t channels, int64_t c, Acc* sums) {
-  Acc block[kWidth] = {};
-  for (int64_t t = 0; t < count; ++t) {
-    if (taps[t] == nullptr) continue;
-    const T* in = taps[t] + c;
-    const Acc* scale = weight + t * channels + c;
-    for (int64_t i = 0; i < kWidth; ++i) block[i] += Acc(to_float(in[i])) * scale[i];
-  }
-  for (int64_t i = 0; i < kWidth; ++i) sums[c + i] = block[i];
-}
-
-template <class T, class Acc>
-void depthwise_rows(const T* const* taps, int64_t pixels, int64_t count, const Acc* weight,
-                    Acc* sums, int64_t channels) {
-  for (int64_t p = 0; p < pixels; ++p, taps += count, sums += channels) {
-    int64_t c = 0;
-    for (; c + 64 <= channels; c += 64) {
-      depthwise_block<64>(taps, count, weight, channels, c, sums);
-    }
-    for (; c + 16 <= channels; c += 16) {
-      depthwise_block<16>(taps, count, weight, channels, c, sums);
-    }
-    for (; c < channels; ++c) depthwise_block<1>(taps, count, weight, channels, c, sums);
-  }
 }
 
 template <class T, class Acc>
@@ -203,7 +94,8 @@ RowKernel<T, AccumulateType<T>> make_row_kernel() {
       .widen = &widen_row<T, Acc>,
       .narrow = &narrow_row<T, Acc>,
       .add = &add_row<T, Acc>,
-      .depthwise = &depthwise_rows<T, Acc>,
+      .lanes = Lanes<Acc>::kCount,
+      .grouped = &grouped_rows<T, Acc>,
       .multiply_add = &multiply_add_row<T, Acc>,
       .interleave = &interleave_rows<T>,
       .pair_channels = &pair_channels<T>,
@@ -219,7 +111,26 @@ inline void transpose_rows(const float* const* from_rows, int64_t rows, float* c
   }
 }
 
+inline int64_t compact_bytes(const uint8_t* mask, int64_t length, int32_t offset, int32_t* to) {
+  int64_t count = 0;
+  int64_t i = 0;
+  for (; i + 8 <= length; i += 8) {
+    uint64_t word;
+    __builtin_memcpy(&word, mask + i, sizeof(word));
+    if (word == 0) continue;
+    for (int64_t j = 0; j < 8; ++j) {  // write always, advance if active: no branch to mispredict
+      to[count] = offset + static_cast<int32_t>(i + j);
+      count += mask[i + j] != 0;
+    }
+  }
+  for (; i < length; ++i) {
+    if (mask[i] != 0) to[count++] = offset + static_cast<int32_t>(i);
+  }
+  return count;
+}
+
 void set_row_kernels(KernelTable& table) {
+  table.compact = &compact_bytes;
   table.transpose = &transpose_rows;
   table.row_float = make_row_kernel<float>();
   table.row_double = make_row_kernel<double>();

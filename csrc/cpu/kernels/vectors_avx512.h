@@ -101,5 +101,24 @@ inline void transpose_avx512(const float* const* from_rows, int64_t rows, float*
   }
 }
 
+// 16 positions at a time; what is stored past the active ones is overwritten by the next.
+inline int64_t compact_avx512(const uint8_t* mask, int64_t length, int32_t offset, int32_t* to) {
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  int64_t count = 0;
+  for (int64_t i = 0; i < length; i += 64) {
+    const __mmask64 inside = length - i >= 64 ? ~0ull : (1ull << (length - i)) - 1ull;
+    const __m512i bytes = _mm512_maskz_loadu_epi8(inside, mask + i);
+    uint64_t active = _mm512_test_epi8_mask(bytes, bytes);
+    for (int64_t j = i; active != 0; j += 16, active >>= 16) {
+      const auto some = static_cast<__mmask16>(active);
+      const __m512i first = _mm512_set1_epi32(offset + static_cast<int32_t>(j));
+      _mm512_storeu_si512(to + count,
+                          _mm512_maskz_compress_epi32(some, _mm512_add_epi32(first, lanes)));
+      count += __builtin_popcount(some);
+    }
+  }
+  return count;
+}
+
 }  // namespace
 }  // namespace perfconv::cpu
