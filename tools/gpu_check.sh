@@ -135,9 +135,20 @@ if [ -f "$root/tests/emulator/test_conformance.py" ]; then
 fi
 benchmark=(env -u CUBLAS_WORKSPACE_CONFIG "$python" "$root/benchmarks/bench_cuda.py" --no-compile --output "$results")
 if [ $mode = dry ]; then
-  step benchmark 150 "${benchmark[@]}" --dry-run --filter c64-64-1x30x40-k3-dil1-bfloat16-random0.25
+  step benchmark 115 "${benchmark[@]}" --dry-run --filter c64-64-1x30x40-k3-dil1-bfloat16-random0.25
 else
-  step benchmark 150 "${benchmark[@]}"
+  step benchmark 115 "${benchmark[@]}"
+fi
+# On compute capability 9.0 once more with the tiles of 8.0, each against dense in its own run.
+older=$folder/older-tiles.jsonl
+forward=(env -u CUBLAS_WORKSPACE_CONFIG PERFCONV_CUDA_CAPABILITY=80 "$python" -m perfconv bench conv
+  --device cuda --no-compile --modes forward --output "$older")
+if [ $mode = dry ]; then
+  step older-tiles 35 "${forward[@]}" --dry-run --filter c64-64-1x30x40-k3-dil1-bfloat16-random0.25
+elif "$python" -c 'import sys, torch; sys.exit(torch.cuda.get_device_capability() != (9, 0))'; then
+  step older-tiles 35 "${forward[@]}" --filter bfloat16-random0.5
+else
+  step older-tiles 0 skip:no-compute-capability-9.0
 fi
 
 # ---- the results file ----------------------------------------------------------------------------
@@ -155,5 +166,6 @@ fi
 if [ $mode = gpu ]; then
   kept=$root/benchmarks/results/$(date +%F)-${device,,}.jsonl
   cp "$results" "$kept"
-  echo "gpu_check: passed; commit $kept"
+  [ ! -f "$older" ] || cp "$older" "${kept%.jsonl}-older-tiles.jsonl"
+  echo "gpu_check: passed; commit $kept and what is beside it"
 fi

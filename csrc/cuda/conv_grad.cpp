@@ -10,6 +10,7 @@
 #include "cuda/device_call.h"
 #include "cuda/gather_gemm.h"
 #include "cuda/images.h"
+#include "cuda/kernels/launch_sm90a.h"
 #include "cuda/planner_grad.h"
 
 namespace perfconv::cuda {
@@ -28,10 +29,12 @@ Tensor masked(const Tensor& grad_output, const Tensor& mask) {
 
 bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
-GradKernel choose_kernel(Gradient which, const GradArgs& args, ConvAlgorithm wanted) {
+GradKernel choose_kernel(const LaunchContext& context, Gradient which, const GradArgs& args,
+                         ConvAlgorithm wanted) {
   const DeviceTraits device{.storage = args.storage,
                             .allow_tf32 = args.allow_tf32,
-                            .is_aligned = is_aligned(args.grad_output) && is_aligned(args.operand)};
+                            .is_aligned = is_aligned(args.grad_output) && is_aligned(args.operand),
+                            .compute_capability = context.compute_capability};
   return grad_kernel(which, args.geometry, device,
                      choose_algorithm(args.geometry, device, wanted, std::nullopt));
 }
@@ -56,7 +59,12 @@ SortedPixels sort_pixels(DeviceCall& call, const GradArgs& args) {
 
 void run_dgrad(DeviceCall& call, GradArgs& args, ConvAlgorithm wanted) {
   if (args.geometry.in_pixels() == 0) return;
-  switch (choose_kernel(Gradient::kInput, args, wanted)) {
+  switch (choose_kernel(call.context(), Gradient::kInput, args, wanted)) {
+    case GradKernel::kWgmma: {
+      const SortedPixels pixels = sort_pixels(call, args);
+      args.workspace = call.scratch(dgrad_wgmma_workspace(call.context(), args));
+      return call.check(launch_dgrad_wgmma(call.context(), args, pixels));
+    }
     case GradKernel::kTensorCore:
     case GradKernel::kSimt: {
       const SortedPixels pixels = sort_pixels(call, args);
@@ -73,7 +81,8 @@ void run_dgrad(DeviceCall& call, GradArgs& args, ConvAlgorithm wanted) {
 }
 
 void run_wgrad(DeviceCall& call, GradArgs& args, ConvAlgorithm wanted) {
-  switch (choose_kernel(Gradient::kWeight, args, wanted)) {
+  switch (choose_kernel(call.context(), Gradient::kWeight, args, wanted)) {
+    case GradKernel::kWgmma:  // refused
     case GradKernel::kTensorCore:
     case GradKernel::kSimt:
       args.workspace = call.scratch(wgrad_implicit_workspace(args));

@@ -3,6 +3,7 @@
 #include "core/registration.h"
 #include "cuda/device_call.h"
 #include "cuda/images.h"
+#include "cuda/kernels/launch_sm90a.h"
 #include "cuda/nearest.h"
 #include "cuda/planner_grad.h"
 
@@ -39,12 +40,17 @@ MultiDilationArgs branch_args(const char* op, DeviceCall& call, const MultiDilat
 
 bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
-// Whether tiles take the problem: the rules of the perforated convolution's weight gradient, which
-// are also those of its forward pass and more.
-bool takes_tiles(const MultiDilationArgs& args, const void* left, const void* right) {
-  const DeviceTraits device{.storage = args.storage,
-                            .allow_tf32 = args.allow_tf32,
-                            .is_aligned = is_aligned(left) && is_aligned(right)};
+DeviceTraits traits(const LaunchContext& context, const MultiDilationArgs& args, const void* left,
+                    const void* right) {
+  return {.storage = args.storage,
+          .allow_tf32 = args.allow_tf32,
+          .is_aligned = is_aligned(left) && is_aligned(right),
+          .compute_capability = context.compute_capability};
+}
+
+// Whether tiles take the problem: the rules of the perforated convolution's gradients, which are
+// also those of its forward pass and more.
+bool takes_tiles(const MultiDilationArgs& args, const DeviceTraits& device) {
   const auto accepts = [&](GradKernel kernel) {
     return refusal(kernel, Gradient::kInput, args.geometry, device).empty();
   };
@@ -68,10 +74,15 @@ SortedBranches sort_branches(DeviceCall& call, const MultiDilationArgs& args) {
 }
 
 void run_forward(DeviceCall& call, const MultiDilationArgs& args) {
-  if (!takes_tiles(args, args.input, args.weight)) {
+  const DeviceTraits device = traits(call.context(), args, args.input, args.weight);
+  if (!takes_tiles(args, device)) {
     return call.check(launch_multi_dilation_forward(call.context(), args));
   }
   const SortedBranches pixels = sort_branches(call, args);
+  if (wgmma_refusal(device, args.geometry.in_channels).empty()) {
+    void* workspace = call.scratch(multi_dilation_wgmma_workspace(call.context(), args));
+    return call.check(launch_multi_dilation_wgmma(call.context(), args, pixels, workspace));
+  }
   void* workspace = call.scratch(multi_dilation_workspace(call.context(), args));
   call.check(launch_multi_dilation_implicit(call.context(), args, pixels, workspace));
 }
@@ -105,7 +116,8 @@ std::vector<SortedPixels> sort_patterns(DeviceCall& call, const MultiDilationArg
 void run_dgrad(DeviceCall& call, const MultiDilation& problem, const MultiDilationArgs& args) {
   const ConvGeometry& g = args.geometry;
   if (g.in_pixels() == 0) return;
-  if (!takes_tiles(args, args.grad_output, args.weight)) {
+  const DeviceTraits device = traits(call.context(), args, args.grad_output, args.weight);
+  if (!takes_tiles(args, device)) {
     return call.check(launch_multi_dilation_dgrad(call.context(), args));
   }
   const bool is_summed_in_place = args.storage == StorageType::kFloat;
@@ -121,19 +133,23 @@ void run_dgrad(DeviceCall& call, const MultiDilation& problem, const MultiDilati
                 .sums = static_cast<float*>(sums)};
   call.check(launch_start_sums(call.context(), args, grad.sums));
   const std::vector<SortedPixels> pixels = sort_patterns(call, args);
-  grad.workspace = call.scratch(dgrad_implicit_workspace(call.context(), grad));
+  const bool has_wgmma = wgmma_refusal(device, g.out_channels).empty();
+  grad.workspace = call.scratch(has_wgmma ? dgrad_wgmma_workspace(call.context(), grad)
+                                          : dgrad_implicit_workspace(call.context(), grad));
   for (int64_t k = 0; k < problem.branches(); ++k) {
     if (problem.dilations[static_cast<size_t>(k)] == 0) continue;
     grad.geometry = problem.branch(k);
     grad.operand =
         static_cast<const char*>(args.weight) + k * args.weight_pitch * element_bytes(args.storage);
-    call.check(launch_dgrad_implicit(call.context(), grad, pixels[static_cast<size_t>(k)]));
+    const SortedPixels& of_branch = pixels[static_cast<size_t>(k)];
+    call.check(has_wgmma ? launch_dgrad_wgmma(call.context(), grad, of_branch)
+                         : launch_dgrad_implicit(call.context(), grad, of_branch));
   }
   if (!is_summed_in_place) call.check(launch_round_sums(call.context(), args, grad.sums));
 }
 
 void run_wgrad(DeviceCall& call, const MultiDilationArgs& args) {
-  if (!takes_tiles(args, args.grad_output, args.input)) {
+  if (!takes_tiles(args, traits(call.context(), args, args.grad_output, args.input))) {
     return call.check(launch_multi_dilation_wgrad(call.context(), args));
   }
   const SortedBranches pixels = sort_branches(call, args);

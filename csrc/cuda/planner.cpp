@@ -95,12 +95,13 @@ std::string density_reason(std::optional<double> expected_density) {
 
 }  // namespace
 
-std::string wgmma_refusal(const DeviceTraits& device) {
+std::string wgmma_refusal(const DeviceTraits& device, int64_t depth) {
   if (device.compute_capability != kWgmmaCapability) return "no GPU of compute capability 9.0";
   if (most_capability() < kWgmmaCapability) return "PERFCONV_CUDA_CAPABILITY is below 90";
   const bool is_half =
       device.storage == StorageType::kBFloat16 || device.storage == StorageType::kHalf;
-  return is_half ? "" : "neither bfloat16 nor float16";
+  if (!is_half) return "neither bfloat16 nor float16";
+  return depth % kWgmmaDepth == 0 ? "" : "the summed channels of a group are no multiple of 64";
 }
 
 std::string refusal(ForwardKernel kernel, const ConvGeometry& g, const DeviceTraits& device) {
@@ -109,9 +110,8 @@ std::string refusal(ForwardKernel kernel, const ConvGeometry& g, const DeviceTra
     case ForwardKernel::kGatherGemm:
       return "";
     case ForwardKernel::kWgmma:
-      if (const std::string reason = wgmma_refusal(device); !reason.empty()) return reason;
-      if (g.group_in_channels() % kWgmmaDepth != 0) {
-        return "input channels of a group are no multiple of 64";
+      if (const auto reason = wgmma_refusal(device, g.group_in_channels()); !reason.empty()) {
+        return reason;
       }
       return tile_refusal(g, device);
     case ForwardKernel::kTensorCore:

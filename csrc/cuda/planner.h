@@ -30,9 +30,10 @@ struct DeviceTraits {
   int compute_capability = 80;
 };
 
-// Why the device has no wgmma, or must not use it; empty if it may. The environment variable
+// Why a product does not run on wgmma; empty if it does. The environment variable
 // PERFCONV_CUDA_CAPABILITY (such as 80) asks for the kernels of older devices.
-std::string wgmma_refusal(const DeviceTraits& device);
+// depth: what is summed over for each tap, channels of a group.
+std::string wgmma_refusal(const DeviceTraits& device, int64_t depth);
 
 // Why a kernel does not take a problem; empty if it does.
 std::string refusal(ForwardKernel kernel, const ConvGeometry& g, const DeviceTraits& device);

@@ -10,8 +10,9 @@ constexpr int64_t kPackBytes = 16;
 constexpr int64_t kMostGridRows = 65535;  // blocks along y and z
 
 // Kernels of implicit_gemm, the preferred one first; the last takes everything.
-constexpr GradKernel kImplicitKernels[] = {GradKernel::kTensorCore, GradKernel::kSimt,
-                                           GradKernel::kDepthwise, GradKernel::kDirect};
+constexpr GradKernel kImplicitKernels[] = {GradKernel::kWgmma, GradKernel::kTensorCore,
+                                           GradKernel::kSimt, GradKernel::kDepthwise,
+                                           GradKernel::kDirect};
 
 std::string tile_refusal(Gradient which, const ConvGeometry& g, const DeviceTraits& device) {
   const int64_t bytes = element_bytes(device.storage);
@@ -34,6 +35,12 @@ std::string refusal(GradKernel kernel, Gradient which, const ConvGeometry& g,
     case GradKernel::kDirect:
     case GradKernel::kGatherGemm:
       return "";
+    case GradKernel::kWgmma:
+      if (which == Gradient::kWeight) return "the gradient of the weight has no such kernel";
+      if (const auto reason = wgmma_refusal(device, g.group_out_channels()); !reason.empty()) {
+        return reason;
+      }
+      return tile_refusal(which, g, device);
     case GradKernel::kTensorCore:
       if (device.storage == StorageType::kDouble) return "float64";
       if (device.storage == StorageType::kFloat && !device.allow_tf32) {

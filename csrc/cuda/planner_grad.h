@@ -8,7 +8,7 @@ namespace perfconv::cuda {
 enum class Gradient { kInput, kWeight };
 
 // implicit_gemm is the first of its kernels that accepts the problem.
-enum class GradKernel { kDirect, kGatherGemm, kTensorCore, kSimt, kDepthwise };
+enum class GradKernel { kDirect, kGatherGemm, kWgmma, kTensorCore, kSimt, kDepthwise };
 
 // Why a kernel does not take a problem; empty if it does. is_aligned in the traits is about the
 // gradient of the output and the other operand.

@@ -21,6 +21,12 @@ CASES = {
     "one-by-one": (8, 8, 1, (0, 1), True, True, (5, 5)),
     "five": (4, 4, 5, (2,), False, True, (5, 6)),
 }
+# Tiles of compute capability 9.0, 64, 128 and 256 columns, in 16 bits.
+WGMMA_CASES = {
+    "tied-64": (64, 64, 3, (0, 1, 2, 4), True, False, (9, 10)),
+    "untied-128": (64, 128, 3, (1, 3), False, True, (11, 9)),
+    "untied-256": (192, 192, 3, (2, 0), False, False, (8, 9)),
+}
 # The input gradient alone: every tile, its last rows, one tap and more than nine.
 DGRAD_CASES = {
     "wide-gradient": (72, 8, 3, (1, 2), False, True, (9, 9)),
@@ -31,12 +37,15 @@ DGRAD_CASES = {
 }
 
 
+ALL_CASES = {**CASES, **WGMMA_CASES, **DGRAD_CASES}
+
+
 def dilations_of(name: str) -> tuple[int, ...]:
-    return {**CASES, **DGRAD_CASES}[name][3]
+    return ALL_CASES[name][3]
 
 
 def tensors(name: str, dtype: torch.dtype, batch: int = 2, lowest: int = -1) -> dict[str, Tensor]:
-    inputs, outputs, side, dilations, is_tied, is_shared, size = {**CASES, **DGRAD_CASES}[name]
+    inputs, outputs, side, dilations, is_tied, is_shared, size = ALL_CASES[name]
     generator = torch.Generator().manual_seed(3)
 
     def normal(*sizes: int) -> Tensor:
@@ -60,7 +69,7 @@ def forward(backend: Backend, name: str, values: dict, fill: str, activation: st
         relayout(values["input"], "channels_last"), values["weight"], values["choice"],
         values["bias"], values["base"] if fill == "passthrough" else None,
     )  # fmt: skip
-    dilations = list(CASES[name][3])
+    dilations = list(dilations_of(name))
     return backend.ops.multi_dilation_conv2d(
         input, weight, choice, bias, base, dilations, fill, activation or "none"
     ).cpu()
@@ -99,6 +108,29 @@ def test_forward(backend: Backend, name: str, fill: str, dtype: torch.dtype) -> 
     output = forward(backend, name, values, fill, activation)
     assert_as_exact("output", output, exact, dense, sums)
     assert output.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", WGMMA_CASES)
+def test_tiles_of_warpgroups(backend: Backend, name: str, dtype: torch.dtype) -> None:
+    values = tensors(name, dtype)
+    exact, dense = results(name, values, torch.float64), results(name, values, dtype)
+    sums = results(name, magnitudes(values), torch.float64)
+    output = forward(backend, name, values, "zero", None)
+    if backend.emulator is not None:
+        kernels = backend.emulator.text("log")
+        columns = name.split("-")[1]
+        assert f"Li{columns}E" in kernels.split("wgmma_gemm_kernel")[1].split("BranchRows")[0]
+    assert_as_exact("output", output, exact["output"], dense["output"], sums["output"])
+    grad, weight, choice = backend.to(
+        relayout(values["grad_output"], "channels_last"), values["weight"], values["choice"]
+    )
+    result = backend.ops.multi_dilation_dgrad(
+        grad, weight, choice, list(dilations_of(name)), False
+    ).cpu()
+    assert backend.emulator is None or "wgmma_gemm_kernel" in backend.emulator.text("log")
+    assert_as_exact("input", result, exact["input"], dense["input"], sums["input"])
+    assert_no_row_missing("input", result, exact["input"], dense["input"])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -109,7 +109,7 @@ def test_faults_are_caught(name: str) -> None:
     kernels = kernels_of_calls()[name]
     if not kernels:
         pytest.skip("every kernel of this call belongs to an earlier one")
-    emulator.set(race=1, bounds=1, resident=2, max_instructions=2_000_000, max_spins=50_000)
+    emulator.set(race=1, bounds=1, resident=2, max_instructions=2_000_000, max_spins=20_000)
     sound = []
     for setting in SETTINGS:
         emulator.set(**setting)

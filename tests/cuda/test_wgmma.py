@@ -8,9 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 from cuda_backend import Backend, open_backend
-from helpers import Problem, assert_as_exact, expected
+from helpers import Problem, assert_as_exact, assert_no_row_missing, expected
 
-DTYPES = (torch.bfloat16, torch.float16)
 # Columns of the tile by output channels; tiles of 256 only where there are enough of them.
 NARROW, MIDDLE, WIDE = 64, 128, 256
 EPILOGUE = Problem(
@@ -48,16 +47,21 @@ def run(
     return output
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(
-    ("channels", "columns"),
-    [(1, NARROW), (63, NARROW), (64, NARROW), (65, MIDDLE), (128, MIDDLE), (129, WIDE),
-     (256, WIDE), (257, WIDE)],
-)  # fmt: skip
+# Every tile in both dtypes, and its edges in one.
+COLUMNS = [
+    *((channels, columns, torch.bfloat16) for channels, columns in (
+        (1, NARROW), (63, NARROW), (64, NARROW), (65, MIDDLE), (128, MIDDLE), (129, WIDE),
+        (256, WIDE), (257, WIDE),
+    )),
+    *((columns, columns, torch.float16) for columns in (NARROW, MIDDLE, WIDE)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("channels", "columns", "dtype"), COLUMNS)
 def test_columns(backend: Backend, channels: int, columns: int, dtype: torch.dtype) -> None:
     problem = Problem(
-        batch=1, in_channels=64, out_channels=channels, size=(257, 1), kernel=(3, 1),
-        padding=(1, 0), density=1.0,
+        batch=1, in_channels=64, out_channels=channels, size=(257, 1), kernel=(2, 1), density=1.0,
+        padding=(1, 0),
     )  # fmt: skip
     run(backend, problem, dtype, columns)
 
@@ -67,8 +71,9 @@ def test_rows(backend: Backend, rows: int) -> None:
     run(backend, Problem(batch=1, in_channels=64, size=(rows, 1), density=1.0), torch.bfloat16)
 
 
-@pytest.mark.parametrize("depth", [64, 128, 192, 320])
-@pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (5, 5)], ids=str)
+@pytest.mark.parametrize(
+    ("kernel", "depth"), [((1, 1), 64), ((1, 1), 320), ((3, 3), 128), ((5, 5), 64)], ids=str
+)
 def test_depth(backend: Backend, kernel: tuple[int, int], depth: int) -> None:
     """Fewer steps than stages, and many more."""
     padding = (kernel[0] // 2, kernel[1] // 2)
@@ -93,10 +98,68 @@ PROBLEMS = {
 }
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_problems(backend: Backend, name: str, dtype: torch.dtype) -> None:
-    run(backend, PROBLEMS[name], dtype)
+def test_problems(backend: Backend, name: str) -> None:
+    run(backend, PROBLEMS[name], torch.bfloat16)
+
+
+def run_dgrad(
+    backend: Backend, problem: Problem, dtype: torch.dtype, columns: int | None = None
+) -> torch.Tensor:
+    _, exact, dense, sums = expected(problem, dtype, False)
+    result = backend.dgrad(problem, dtype, "implicit_gemm")
+    if backend.emulator is not None:
+        tile = launched_tile(backend)
+        assert f"Li{columns}E" in tile if columns else "DgradRows" in tile
+    assert_as_exact("input", result, exact["input"], dense["input"], sums["input"])
+    assert_no_row_missing("input", result, exact["input"], dense["input"])
+    return result
+
+
+DGRAD_PROBLEMS = {
+    "plain": Problem(in_channels=24, out_channels=64),
+    "full": Problem(in_channels=8, out_channels=64, density=1.0),
+    "empty": Problem(in_channels=8, out_channels=64, density=0.0),
+    "groups": Problem(in_channels=3 * 72, out_channels=192, groups=3, size=(5, 7)),
+    "stride": Problem(
+        in_channels=16, out_channels=64, stride=(2, 1), dilation=(1, 2), padding=(2, 1), batch=3
+    ),
+    "deep": Problem(in_channels=136, out_channels=320, size=(6, 7), kernel=(1, 3), padding=(0, 1)),
+}
+
+
+@pytest.mark.parametrize(
+    ("channels", "columns", "dtype"),
+    [
+        *((channels, columns, torch.bfloat16) for channels, columns in (
+            (8, NARROW), (64, NARROW), (72, MIDDLE), (264, WIDE),
+        )),
+        *((columns, columns, torch.float16) for columns in (NARROW, MIDDLE, WIDE)),
+    ],
+)  # fmt: skip
+def test_dgrad_columns(backend: Backend, channels: int, columns: int, dtype: torch.dtype) -> None:
+    problem = Problem(
+        batch=1, in_channels=channels, out_channels=64, size=(257, 1), kernel=(2, 1),
+        padding=(1, 0), density=0.9,
+    )  # fmt: skip
+    run_dgrad(backend, problem, dtype, columns)
+
+
+@pytest.mark.parametrize("name", DGRAD_PROBLEMS)
+def test_dgrad(backend: Backend, name: str) -> None:
+    run_dgrad(backend, DGRAD_PROBLEMS[name], torch.bfloat16)
+
+
+@pytest.mark.emulated
+def test_dgrad_of_any_schedule(emulated: Backend) -> None:
+    problem = Problem(in_channels=72, out_channels=64, size=(13, 17), density=0.6)
+    outputs = []
+    for seed, mode, multiprocessors in ((1, 0, 1), (2, 1, 1), (3, 2, 3), (4, 1, 40), (5, 2, 40)):
+        emulated.emulator.set(sms=multiprocessors, occupancy=1, seed=seed, **{"async": mode})
+        outputs.append(run_dgrad(emulated, problem, torch.bfloat16))
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[0], outputs[2])
+    assert torch.equal(outputs[3], outputs[4])  # parts of tiles: sums in another order
 
 
 @pytest.mark.emulated
@@ -113,8 +176,7 @@ def test_any_schedule(emulated: Backend, columns: int) -> None:
 
 
 @pytest.mark.emulated
-@pytest.mark.parametrize("density", [0.0, 0.02, 1.0])
-@pytest.mark.parametrize("kernel", [(1, 1), (3, 3)], ids=str)
+@pytest.mark.parametrize(("kernel", "density"), [((3, 3), 0.02), ((1, 1), 1.0)], ids=str)
 def test_parts_of_tiles(emulated: Backend, kernel: tuple[int, int], density: float) -> None:
     """Few tiles on many multiprocessors: parts added in order, more parts than steps among them."""
     problem = replace(EPILOGUE, kernel=kernel, padding=(kernel[0] // 2,) * 2, density=density)
@@ -139,6 +201,7 @@ def test_launches_do_not_depend_on_the_mask(emulated: Backend) -> None:
 def test_older_and_newer_devices_take_the_other_tiles(emulated: Backend) -> None:
     for capability in (80, 86, 89, 100, 120):
         emulated.emulator.set(cc=capability)
-        emulated.forward(EPILOGUE, torch.bfloat16, "implicit_gemm")
-        assert "implicit_gemm_kernel" in emulated.emulator.text("log"), capability
-        assert not launched_tile(emulated)
+        for call in (emulated.forward, emulated.dgrad):
+            call(replace(EPILOGUE, out_channels=64), torch.bfloat16, "implicit_gemm")
+            assert "implicit_gemm_kernel" in emulated.emulator.text("log"), capability
+            assert not launched_tile(emulated)

@@ -47,7 +47,7 @@ def test_dry_run_goes_through_every_step_once(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     steps = {row["step"]: row["status"] for row in rows if "step" in row}
     expected = {"build", "tests", "graphs", "memcheck", "racecheck", "initcheck"}
-    expected |= {"conformance", "benchmark"}
+    expected |= {"conformance", "benchmark", "older-tiles"}
     assert expected <= steps.keys()
     assert set(steps.values()) == {"passed"}
     assert {"device", "driver", "torch", "commit"} <= rows[0].keys()

@@ -1,5 +1,6 @@
-// The implicit GEMM of sm_90a: the product, rows and epilogue of implicit_gemm.cuh, with one
-// warpgroup that copies and two that multiply (wgmma), each at its own pace.
+// The implicit GEMM of sm_90a: the product, rows and epilogue of implicit_gemm.cuh for the forward
+// pass, dgrad and multi-dilation, with one warpgroup that copies and two that multiply (wgmma),
+// each at its own pace.
 //
 //   grid, tiles, parts of tiles, workspace, finish_kernel: as in implicit_gemm.cuh
 //   block: kRows x kColumns sums of one group; a multiplying warpgroup 64 rows of them

@@ -1,15 +1,13 @@
 // Multi-dilation convolution by tiles: one launch for all branches, device/implicit_gemm.cuh with
 // the rows of device/branch_rows.cuh. The weight gradient takes the pixels of each branch as a
 // segment of device/wgrad_gemm.cuh.
-#include "cuda/device/branch_rows.cuh"
-#include "cuda/device/gemm_choice.cuh"
+#include "cuda/device/branch_gemm.cuh"
 #include "cuda/device/wgrad_choice.cuh"
 #include "cuda/kernels/launch.h"
 
 namespace perfconv::cuda {
 namespace {
 
-constexpr auto kLayout = BLayout::kDepthContiguous;
 constexpr int kThreads = 256;
 constexpr int kBlocksPerMultiprocessor = 8;
 
@@ -24,46 +22,11 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-GemmArgs gemm_args(const MultiDilationArgs& args, float* partials) {
-  const ConvGeometry& g = args.geometry;
-  GemmArgs gemm;
-  gemm.a = args.input;
-  gemm.a_pitch = g.in_channels;
-  gemm.b = args.weight;
-  gemm.depth = static_cast<int>(g.in_channels);
-  gemm.columns = static_cast<int>(g.out_channels);
-  gemm.taps = static_cast<int>(g.taps());
-  gemm.b_depth = 1;
-  gemm.b_tap = gemm.depth;
-  gemm.b_column = g.taps() * gemm.depth;
-  const auto side = static_cast<int>(g.kernel_height);
-  for (int tap = 0; tap < gemm.taps; ++tap) {
-    gemm.delta[tap] =
-        (tap / side - side / 2) * static_cast<int32_t>(g.in_width) + tap % side - side / 2;
-  }
-  gemm.epilogue = args.epilogue;
-  gemm.output = args.output;
-  gemm.is_vectorised = is_vectorised(args.storage, gemm);
-  gemm.partials = partials;
-  return gemm;
-}
-
-// Rows at most: every pixel, and a ragged tile a branch.
-int64_t most_rows(const MultiDilationArgs& args, int unit) {
-  return args.geometry.out_pixels() + int64_t{args.branches} * (unit - 1);
-}
-
-template <class Tile>
-BranchRows branch_rows(const MultiDilationArgs& args, const SortedBranches& pixels) {
-  const bool is_shared = args.weight_pitch == 0 && args.bias_pitch == 0;
-  return {args, pixels, is_shared ? 1 : Tile::kRows};
-}
-
 template <class Function>
 auto visit_tile(const LaunchContext& context, const MultiDilationArgs& args, const GemmArgs& gemm,
                 Function function) {
-  return visit_gemm_tile<kLayout>(context, gemm, args.storage, args.allow_tf32,
-                                  args.geometry.out_pixels(), function);
+  return visit_gemm_tile<kBranchLayout>(context, gemm, args.storage, args.allow_tf32,
+                                        args.geometry.out_pixels(), function);
 }
 
 struct BranchPixels {
@@ -136,21 +99,21 @@ cudaError_t launch_branch_keys(const LaunchContext& context, const MultiDilation
 }
 
 int64_t multi_dilation_workspace(const LaunchContext& context, const MultiDilationArgs& args) {
-  const GemmArgs gemm = gemm_args(args, nullptr);
+  const GemmArgs gemm = branch_gemm_args(args, nullptr);
   return visit_tile(context, args, gemm, [&](auto tag) {
     using Tile = typename decltype(tag)::Type;
-    return gemm_workspace<Tile, BranchRows>(context, gemm, most_rows(args, Tile::kRows));
+    return gemm_workspace<Tile, BranchRows>(context, gemm, most_branch_rows(args, Tile::kRows));
   });
 }
 
 cudaError_t launch_multi_dilation_implicit(const LaunchContext& context,
                                            const MultiDilationArgs& args,
                                            const SortedBranches& pixels, void* workspace) {
-  const GemmArgs gemm = gemm_args(args, static_cast<float*>(workspace));
+  const GemmArgs gemm = branch_gemm_args(args, static_cast<float*>(workspace));
   return visit_tile(context, args, gemm, [&](auto tag) {
     using Tile = typename decltype(tag)::Type;
     return launch_implicit_gemm<Tile>(context, gemm, branch_rows<Tile>(args, pixels),
-                                      most_rows(args, Tile::kRows));
+                                      most_branch_rows(args, Tile::kRows));
   });
 }
 
