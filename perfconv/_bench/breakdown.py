@@ -7,6 +7,7 @@ Python between them, or what fusing saves.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -60,8 +61,9 @@ def stage_calls(case: Case) -> dict[str, Call]:
 
 def measure(problem: BlockProblem, options: Options) -> Iterator[dict]:
     clock = make_clock(options.device)
-    case = Case(problem, with_compile=False)
+    case = Case(problem, False, clock.device)
     with torch.inference_mode():
+        case.check()
         dense = case.dense["channels_last"]
         calls = {"dense": dense, "block": case.sparse}
         for name, call in stage_calls(case).items():
@@ -86,4 +88,6 @@ def tasks(options: Options) -> list[Task]:
         for layer in layers
         for density in ((0.5,) if options.is_quick else (0.3, 0.7))
     ]
+    if options.device == "cuda":
+        problems = [replace(problem, dtype="bfloat16") for problem in problems]
     return [Task(f"breakdown-{p.name}", partial(measure, p, options), describe) for p in problems]

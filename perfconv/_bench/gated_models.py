@@ -1,12 +1,20 @@
 """What timing a gated model needs: gates that open what they are told to, dense models folded."""
 
+from functools import cache, partial
+from statistics import median
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils._pytree import tree_leaves
 
 import perfconv
+from perfconv._bench.timing import CpuClock, fastest
+from perfconv._bench.timing_cuda import make_clock
 from perfconv.nn import PixelGate
 from perfconv.ops import ActivePixels
+
+MOST_NETWORKS = 64
 
 
 class GivenGate(PixelGate):
@@ -57,9 +65,50 @@ def fold_batch_norms(model: nn.Module) -> nn.Module:
     return model
 
 
-def read_bandwidth(mebibytes: int = 256, repeats: int = 7) -> float:
+@cache
+def read_rate(device: str, mebibytes: int) -> float:
     """Bytes a second at which this machine reads memory, with torch's threads."""
-    from perfconv._bench.timing import median_ms
+    clock = make_clock(device)
+    values = torch.ones(mebibytes << 18, device=clock.device)
+    (times,) = clock.measure({"read": values.sum}, 7).values()
+    return values.nbytes / (1e-3 * median(time for time in times if time is not None))
 
-    values = torch.ones(mebibytes << 18)
-    return values.nbytes / (1e-3 * median_ms(values.sum, repeats))
+
+def network_dtype(device: str) -> torch.dtype:
+    """In which whole networks are timed: on a GPU what its matrix units are made for."""
+    return torch.bfloat16 if device == "cuda" else torch.float32
+
+
+def check_near(what: str, found: Tensor, wanted: Tensor) -> None:
+    """Up to the rounding of the dtype."""
+    share = 1e-3 if found.dtype == torch.float32 and found.device.type == "cpu" else 5e-2
+    if not (found.float() - wanted.float()).norm() <= share * wanted.float().norm():
+        raise AssertionError(f"{what} is off")
+
+
+def compiled_network(model: nn.Module) -> nn.Module:
+    """Through torch.compile, for the shapes of its first call.
+
+    torch compiles a function for eight objects and then no longer, without an error; the networks
+    of a run share the forward of one class.
+    """
+    torch._dynamo.config.recompile_limit = MOST_NETWORKS
+    return torch.compile(model, dynamic=False)
+
+
+def fastest_way(
+    model: nn.Module, image: Tensor, clock: CpuClock, with_compile: bool
+) -> tuple[str, nn.Module]:
+    """("eager" or "compiled", the network to call), as the dense network may choose.
+
+    Both give the same, which is checked.
+    """
+    if not with_compile:
+        return "eager", model
+    made = {"eager": model, "compiled": compiled_network(model)}
+    wanted, found = (tree_leaves(network(image)) for network in made.values())
+    for value, own in zip(wanted, found, strict=True):
+        if value is not None:
+            check_near("the compiled network", own, value)
+    best = fastest({name: partial(network, image) for name, network in made.items()}, clock)
+    return best, made[best]

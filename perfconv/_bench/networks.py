@@ -2,14 +2,16 @@
 
 The dense baseline of a parser is the network without gates and pools on the same trunk; of a
 converted network the network itself; both with BatchNorm folded, in the faster layout, eager and
-(--no-compile leaves that out) through torch.compile. Random weights, gates given masks of 9-pixel
-blobs, each of one density; image-wise gates of whole blocks are opened one by one to that share.
+(--no-compile leaves that out) through torch.compile; the network is the faster of eager and
+compiled. On a GPU in bfloat16, and once more with both as CUDA graphs. Random weights, gates given
+masks of 9-pixel blobs, each of one density; image-wise gates of whole blocks are opened one by one
+to that share.
 """
 
 import copy
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from itertools import pairwise
 
@@ -19,7 +21,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils._pytree import tree_leaves
 
 import perfconv
-from perfconv._bench.gated_models import GivenGate
+from perfconv._bench.gated_models import (
+    GivenGate,
+    check_near,
+    compiled_network,
+    fastest_way,
+    network_dtype,
+)
 from perfconv._bench.problems import mask_of_size
 from perfconv._bench.tasks import Options, Task
 from perfconv._bench.timing import Call, compared, fastest
@@ -120,13 +128,12 @@ def check_same(model: nn.Module, other: nn.Module, image: Tensor) -> None:
     for value, own in zip(wanted, found, strict=True):
         if value is None and own is None:  # a task that the network was not asked for
             continue
-        if not (own - value).norm() <= 1e-3 * value.norm():
-            raise AssertionError(f"{type(model).__name__}: the network to be timed is off")
+        check_near(f"{type(model).__name__}: the network to be timed", own, value)
 
 
 def prepared(model: nn.Module, image: Tensor, density: float) -> nn.Module:
     """The network as it is timed: gates given masks, fused; it must still do the same."""
-    model = model.to(image.device, memory_format=torch.channels_last)
+    model = model.to(image.device, image.dtype, memory_format=torch.channels_last)
     if perfconv.gates(model):
         give_masks(model, image, density)
     fast = perfconv.fuse(copy.deepcopy(model), inplace=True)
@@ -154,54 +161,78 @@ def give_masks(model: nn.Module, image: Tensor, density: float) -> None:
             gate.give(mask_of_size(height, width, density, "blobs", seed).to(image.device))
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)  # compiled, and not for CUDA graphs
 def dense_calls(
     name: str, size: tuple[int, int], device: str, with_compile: bool
 ) -> tuple[dict[str, Call], str, int]:
     """The baseline's calls, the name of the fastest of them, and its MACs."""
-    model = folded(make_model(name)).to(device)
-    image = make_image(size).to(device)
+    image = timed_image(size, device)
+    model = folded(make_model(name)).to(image.device, image.dtype)
     macs = perfconv.flops.count(model, image).dense_macs
     calls: dict[str, Call] = {}
     for layout, kind in LAYOUTS.items():
         own, values = copy.deepcopy(model).to(memory_format=kind), image.to(memory_format=kind)
         calls[layout] = partial(own, values)
         if with_compile:
-            calls[f"{layout}, compiled"] = partial(torch.compile(own), values)
+            calls[f"{layout}, compiled"] = partial(compiled_network(own), values)
     with torch.inference_mode():
         return calls, fastest(calls, make_clock(device)), macs
 
 
-def measure(
-    name: str, baseline: str, size: tuple[int, int], density: float, options: Options
-) -> Iterator[dict]:
+def timed_image(size: tuple[int, int], device: str) -> Tensor:
+    """On the device of a clock, in the dtype of whole networks there, channels_last."""
+    image = make_image(size).to(make_clock(device).device, network_dtype(device))
+    return image.to(memory_format=torch.channels_last)
+
+
+def versus(
+    model: nn.Module, baseline: str, size: tuple[int, int], options: Options, is_graph: bool
+) -> dict:
+    """What a network that is prepared takes, against a dense one; its MACs and memory.
+
+    Both are as fast as they can be, eager or compiled; or both are CUDA graphs, not compiled.
+    """
     clock = make_clock(options.device)
-    calls, best, baseline_macs = dense_calls(baseline, size, options.device, options.with_compile)
-    model = make_model(name)
-    if name == baseline:
-        model = perfconv.convert(model)
-    image = make_image(size).to(clock.device).to(memory_format=torch.channels_last)
-    fast = prepared(model, image, density)
-    counted = perfconv.flops.count(fast, image)
+    with_compile = options.with_compile and not is_graph
+    calls, best, baseline_macs = dense_calls(baseline, size, options.device, with_compile)
+    image = timed_image(size, options.device)
+    counted = perfconv.flops.count(model, image)
+    capture: Callable[[Call], Call] = clock.captured if is_graph else lambda call: call
     with torch.inference_mode():
-        times = clock.measure({"dense": calls[best], "auto": lambda: fast(image)}, options.pairs)
-    found = compared(times)["auto"]
-    yield {
-        "algorithm": "auto",
-        "density": density,
-        "pattern": "blobs",
+        way, run = fastest_way(model, image, clock, with_compile)
+        pair = {"dense": capture(calls[best]), "auto": capture(partial(run, image))}
+        found = compared(clock.measure(pair, options.pairs))["auto"]
+        memory = clock.peak_bytes(partial(run, image))
+    return {
         "height": size[0],
         "width": size[1],
         "baseline": baseline,
         "dense": best,
+        "own": way,
         **found,
         "active_macs": counted.active_macs,
         "executed_macs": counted.executed_macs,
         "dense_macs": counted.dense_macs,
         "baseline_macs": baseline_macs,
         "flops_ratio": counted.active_macs / baseline_macs,
-        "peak_bytes": clock.peak_bytes(lambda: fast(image)),
+        "peak_bytes": memory,
     }
+
+
+def measure(
+    name: str,
+    baseline: str,
+    size: tuple[int, int],
+    density: float,
+    options: Options,
+    is_graph: bool = False,
+) -> Iterator[dict]:
+    model = make_model(name)
+    if name == baseline:
+        model = perfconv.convert(model)
+    fast = prepared(model, timed_image(size, options.device), density)
+    found = versus(fast, baseline, size, options, is_graph)
+    yield {"algorithm": "auto", "density": density, "pattern": "blobs", **found}
 
 
 def describe(row: dict) -> str:
@@ -223,9 +254,11 @@ def tasks(options: Options) -> list[Task]:
     return [
         Task(
             f"{name}-{size[0]}x{size[1]}-{density}",
-            partial(measure, name, baseline, size, density, few),
+            partial(measure, name, baseline, size, density, few, pass_name == "graph"),
             describe,
+            pass_name,
         )
         for name, baseline, size in sorted(named, key=lambda item: item[1])
         for density in ((0.5, 0.9) if name in GATED or name == baseline else (1.0,))
+        for pass_name in (("graph", "") if options.with_graphs else ("",))
     ]

@@ -25,7 +25,6 @@ class Benchmark:
     level: str  # op | block | network | train-step
     summary: str
     tasks: Callable[[Options], list[Task]]
-    devices: tuple[str, ...] = ("cpu", "cuda")
     is_long: bool = False  # runs only when it, or its level, is named
 
 
@@ -35,16 +34,8 @@ BENCHMARKS = (
     Benchmark("conv", "op", "forward, training, dgrad, wgrad; dense and peers", conv.tasks),
     Benchmark("pool", "op", "multi-dilation pool against its dense branches", pool.tasks),
     Benchmark("bottleneck", "block", "fused gated bottlenecks against dense ones", block.tasks),
-    Benchmark(
-        "breakdown",
-        "block",
-        "stages of a gated bottleneck, one by one",
-        breakdown.tasks,
-        devices=("cpu",),
-    ),
-    Benchmark(
-        "resnet50", "network", "gated ResNet-50 trunk at 425x560", network.tasks, devices=("cpu",)
-    ),
+    Benchmark("breakdown", "block", "stages of a gated bottleneck, one by one", breakdown.tasks),
+    Benchmark("resnet50", "network", "gated ResNet-50 trunk at 425x560", network.tasks),
     Benchmark("networks", "network", "builders, torchvision and timm converted", networks.tasks),
     Benchmark(
         "parser",
@@ -61,7 +52,7 @@ LEVELS = tuple(dict.fromkeys(benchmark.level for benchmark in BENCHMARKS))
 
 
 def plan(wanted: tuple[str, ...], options: Options) -> list[Task]:
-    """The tasks of these benchmarks or levels; all that run on the device without any."""
+    """The tasks of these benchmarks or levels; without any, all that are not long."""
     unknown = set(wanted) - {*NAMES, *LEVELS}
     if unknown:
         raise SystemExit(
@@ -72,7 +63,6 @@ def plan(wanted: tuple[str, ...], options: Options) -> list[Task]:
         replace(task, benchmark=benchmark.name, level=benchmark.level)
         for benchmark in BENCHMARKS
         if not wanted or benchmark.name in wanted or benchmark.level in wanted
-        if options.device in benchmark.devices
         if wanted or not benchmark.is_long
         for task in benchmark.tasks(options)
     ]

@@ -11,10 +11,8 @@ import torch
 from torch import nn
 
 import perfconv
-from perfconv._bench.networks import dense_calls, make_image, prepared
+from perfconv._bench.networks import prepared, timed_image, versus
 from perfconv._bench.tasks import Options, Task
-from perfconv._bench.timing import compared
-from perfconv._bench.timing_cuda import make_clock
 from perfconv.models.builders import DROPPED
 
 SIZE = (425, 560)
@@ -51,26 +49,18 @@ def make_network(kind: str, density: float) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def measure(kind: str, density: float, size: tuple[int, int], options: Options) -> Iterator[dict]:
-    clock = make_clock(options.device)
-    calls, best, _ = dense_calls("authors_resnet50", size, options.device, options.with_compile)
-    image = make_image(size).to(clock.device).to(memory_format=torch.channels_last)
+def measure(
+    kind: str, density: float, size: tuple[int, int], options: Options, is_graph: bool = False
+) -> Iterator[dict]:
+    image = timed_image(size, options.device)
     fast = prepared(make_network(kind, density), image, density)
-    counted = perfconv.flops.count(fast, image)
-    with torch.inference_mode():
-        times = clock.measure({"dense": calls[best], kind: lambda: fast(image)}, options.pairs)
+    found = versus(fast, "authors_resnet50", size, options, is_graph)
     paper_flops, paper_percent, paper_iou = PAPER[density]
     yield {
         "algorithm": kind,
         "density": density,
-        "height": size[0],
-        "width": size[1],
-        "dense": best,
-        **compared(times)[kind],
-        "active_macs": counted.active_macs,
-        "executed_macs": counted.executed_macs,
-        "dense_macs": counted.dense_macs,
-        "percent_of_reference": 100 * counted.active_macs / REFERENCE_MACS,
+        **found,
+        "percent_of_reference": 100 * found["active_macs"] / REFERENCE_MACS,
         "paper_flops_1e10": paper_flops,
         "paper_percent": paper_percent,
         "paper_iou": paper_iou.get(kind),
@@ -92,9 +82,11 @@ def tasks(options: Options) -> list[Task]:
     return [
         Task(
             f"table2-{kind}-{density}-{SIZE[0]}x{SIZE[1]}",
-            partial(measure, kind, density, SIZE, few),
+            partial(measure, kind, density, SIZE, few, pass_name == "graph"),
             describe,
+            pass_name,
         )
         for kind in NETWORKS
         for density in DENSITIES
+        for pass_name in (("graph", "") if options.with_graphs else ("",))
     ]

@@ -7,7 +7,6 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -21,36 +20,10 @@ FEWEST_ROUNDS = 5
 MEMORY = "[memory]"  # an event of the profiler: bytes taken or given back
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Two calls timed in turn. Times in milliseconds; speed_up = baseline / candidate, per pair."""
-
-    baseline_ms: float
-    candidate_ms: float
-    speed_up: float  # median over the pairs
-    speed_up_low: float  # first quartile
-    speed_up_high: float  # third quartile
-    pairs: int
-
-
 def seconds(call: Call) -> float:
     begin = time.perf_counter()
     call()
     return time.perf_counter() - begin
-
-
-def median_ms(call: Call, repeats: int = 7) -> float:
-    call()
-    return 1e3 * statistics.median(seconds(call) for _ in range(repeats))
-
-
-def cold_ms(call: Call, other: Call, repeats: int = 7) -> float:
-    """The median of ``call`` with its data out of the caches, which ``other`` fills each time."""
-    times = []
-    for _ in range(repeats):
-        other()
-        times.append(seconds(call))
-    return 1e3 * statistics.median(times)
 
 
 class CpuClock:
@@ -122,7 +95,10 @@ def _without_stderr() -> Iterator[None]:
 def compared(
     times: Mapping[str, list[float | None]], baseline: str = "dense"
 ) -> dict[str, dict[str, float | int]]:
-    """What ``measure`` found, by name, each call against the baseline of its own rounds."""
+    """What ``measure`` found, by name, each call against the baseline of its own rounds.
+
+    Times are in milliseconds; speed_up is baseline / candidate of a round: median and quartiles.
+    """
     found = {}
     for name, own in times.items():
         pairs = [
@@ -144,13 +120,6 @@ def compared(
             "pairs": len(pairs),
         }
     return found
-
-
-def compare(baseline: Call, candidate: Call, *, pairs: int = 31) -> Comparison:
-    """Times ``baseline`` and ``candidate`` alternately, after two warm-up calls of each."""
-    times = CpuClock().measure({"baseline": baseline, "candidate": candidate}, pairs)
-    found = compared(times, "baseline")["candidate"]
-    return Comparison(**{name: found[name] for name in Comparison.__dataclass_fields__})
 
 
 def fastest(calls: Mapping[str, Call], clock: CpuClock | None = None) -> str:
