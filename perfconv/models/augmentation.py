@@ -108,9 +108,14 @@ def _scaled(images: Tensor, scale: float) -> Tensor:
             f"predict_augmented: images must not become empty, got {tuple(images.shape)} scaled "
             f"by {scale}. Leave small scales out."
         )
-    return F.interpolate(
-        images, (height, width), mode="bilinear", align_corners=False, antialias=scale < 1
-    )
+    return resized_images(images, (height, width), is_smaller=scale < 1)
+
+
+def resized_images(images: Tensor, size: tuple[int, int], *, is_smaller: bool) -> Tensor:
+    """Bilinear, antialiased where it becomes smaller, which torch has not in 16 bits on the CPU."""
+    wide = images.to(torch.promote_types(images.dtype, torch.float32))
+    resized = F.interpolate(wide, size, mode="bilinear", align_corners=False, antialias=is_smaller)
+    return resized.to(images.dtype)
 
 
 def _undo(task: str, map: Tensor, scale: float, mirrored: bool) -> Tensor:

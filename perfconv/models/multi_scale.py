@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from perfconv.models.augmentation import resized_images
 from perfconv.models.resnet import ResNet
 from perfconv.nn.dilation_pool import weighted_sum
 from perfconv.nn.scale_gate import ScaleGate
@@ -52,10 +53,8 @@ class MultiScaleTrunk(nn.Module):
         return {**features, name: weighted_sum(maps, self.gate.logits(single).softmax(1))}
 
     def _rescaled(self, images: Tensor, scale: float, single: Tensor) -> Tensor:
-        size = [max(1, round(side * scale)) for side in images.shape[2:]]
-        scaled = F.interpolate(
-            images, size=size, mode="bilinear", align_corners=False, antialias=scale < 1
-        )
+        height, width = (max(1, round(side * scale)) for side in images.shape[2:])
+        scaled = resized_images(images, (height, width), is_smaller=scale < 1)
         found = self.trunk(scaled)[self.feature_info[-1].name]
         return F.interpolate(
             found, size=single.shape[2:], mode="bilinear", align_corners=False

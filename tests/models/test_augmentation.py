@@ -44,6 +44,14 @@ def test_scales_are_undone(scale: float) -> None:
     torch.testing.assert_close(merged["normals"], expected["normals"])
 
 
+def test_images_in_16_bits() -> None:
+    merged = predict_augmented(slope, image().bfloat16(), scales=(0.5, 1.0))
+    expected = predict_augmented(slope, image(), scales=(0.5, 1.0))
+    torch.testing.assert_close(
+        merged["log_depth"].float(), expected["log_depth"], atol=0.05, rtol=0.05
+    )
+
+
 def test_flip_commutes() -> None:
     """With mirrored runs the prediction of a mirrored image is the mirrored prediction."""
     torch.manual_seed(0)

@@ -95,6 +95,16 @@ def test_bfloat16_autocast(variant) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.call)
+def test_weights_in_bfloat16(variant) -> None:
+    """All of it, without autocast: wide in between where torch has no 16 bits."""
+    model = network(variant).bfloat16()
+    with torch.no_grad():
+        outputs = tensors(model(*(argument.bfloat16() for argument in inputs(variant))))
+    assert outputs
+    assert all(output.isfinite().all() for output in outputs)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.call)
 def test_nothing_waits_for_a_device(variant) -> None:
     """Neither inference nor a training step: what a CUDA graph needs of the code above operators.
 
@@ -157,7 +167,7 @@ def test_aot_inductor(call: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("call", ["pag_resnet50(gates_pool=True)", "layer_skipping_resnet50()"])
 def test_compile_by_the_default_backend(call: str) -> None:
-    """Inductor, as torch.compile(model) has it; a minute of C++ compiler for each further one."""
+    """Inductor, as torch.compile(model) has it. Its C++ compiler is what takes time."""
     check(named(call), partial(compiled, backend="inductor"))
 
 
