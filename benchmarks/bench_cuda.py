@@ -1,8 +1,9 @@
-"""``perfconv bench compaction conv pool bottleneck --device cuda``."""
+"""``perfconv bench compaction conv pool bottleneck resnet50 --device cuda``."""
 
 import sys
 
 from perfconv._bench.command import main
 
 if __name__ == "__main__":
-    sys.exit(main(["compaction", "conv", "pool", "bottleneck", "--device", "cuda", *sys.argv[1:]]))
+    names = ["compaction", "conv", "pool", "bottleneck", "resnet50"]
+    sys.exit(main([*names, "--device", "cuda", *sys.argv[1:]]))
