@@ -38,9 +38,9 @@ constexpr ShapeClass kWide{"64 or more channels", 0.95, 0.95};
 
 // Forward with AVX-512, against the dense path with its fill rather than dense alone (K-043,
 // K-044).
-constexpr ShapeClass kDepthwise512{"depthwise", 0.75, 0.2};
-constexpr ShapeClass kSmallGroups512{"groups of fewer than 16 channels", 1.0, 0.1};
-constexpr ShapeClass kFewInputs512{"fewer than 16 input channels a group", 0.5, 0.1};
+constexpr ShapeClass kDepthwise512{"depthwise", 0.75, 0.5};
+constexpr ShapeClass kSmallGroups512{"groups of fewer than 16 channels", 1.0, 0.25};
+constexpr ShapeClass kFewInputs512{"fewer than 16 input channels a group", 0.5, 0.25};
 constexpr ShapeClass kFewInputsBFloat16{"fewer than 16 input channels a group, bfloat16", 0.75,
                                         0.1};
 
@@ -63,7 +63,7 @@ bool has_line_rows(const ConvGeometry& g) {
   return g.groups == 1 && g.dilation_w == 1 && g.group_in_channels() < 16;
 }
 
-const ShapeClass& forward_class(const ConvGeometry& g, StorageType storage) {
+const ShapeClass& tuned_class(const ConvGeometry& g, StorageType storage) {
   const int64_t fewest = std::min(g.group_in_channels(), g.group_out_channels());
   const int64_t most = std::max(g.group_in_channels(), g.group_out_channels());
   if (isa() >= Isa::kAvx512) {
@@ -156,14 +156,14 @@ double break_even_density(const ConvGeometry& g, StorageType storage, Pass pass)
   const double density = measured_density(g, storage, pass);
   if (!std::isnan(density)) return density;
   if (&shape_class(g) == &kWide && beats_dense_bfloat16(storage)) return 1.0;
-  if (pass == Pass::kForward) return forward_class(g, storage).forward;
-  return always_wins_backward(g, storage) ? 1.0 : shape_class(g).backward;
+  if (pass == Pass::kForward) return tuned_class(g, storage).forward;
+  return always_wins_backward(g, storage) ? 1.0 : tuned_class(g, storage).backward;
 }
 
 std::string break_even_reason(const ConvGeometry& g, StorageType storage) {
   if (std::isnan(measured_density(g, storage, Pass::kForward))) {
-    return std::string("this shape class (") + forward_class(g, storage).name + ") on " +
-           isa_name() + ", shipped table";
+    return std::string("this shape class (") + tuned_class(g, storage).name + ") on " + isa_name() +
+           ", shipped table";
   }
   const std::lock_guard lock(measured().mutex);
   return std::string("this shape class (") + kMeasuredNames[measured_class(g)] + "), " +

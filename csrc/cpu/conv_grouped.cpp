@@ -60,8 +60,14 @@ class GroupedForward {
   // The active pixels [begin, end) of one output row.
   void run_line(int64_t line, int64_t begin, int64_t end, std::vector<LaneTap>& taps) const {
     const int64_t first = line * g_.out_width;
-    if (begin == end) return fill_inactive(problem_, first, first + g_.out_width);
-    if (end - begin < g_.out_width) fill_before(problem_, first, first + g_.out_width);
+    // Few pixels are overwritten; beside many the gaps are too small for a fill of the whole row.
+    const bool has_few = begin < end && 2 * (end - begin) < g_.out_width;
+    if (has_few) {
+      fill_before(problem_, first, first + g_.out_width);
+    } else {
+      fill_inactive(problem_, first, first + g_.out_width);
+    }
+    if (begin == end) return;
     const int32_t* positions = problem_.active->positions.get();
     auto index_of = [&](int64_t x) {
       return std::lower_bound(positions + begin, positions + end, first + x) - positions;
