@@ -106,6 +106,27 @@ def test_intervals() -> None:
     assert str(experiments_report.paired({}, theirs)) == "-"
 
 
+def test_rivals_at_equal_cost() -> None:
+    """PAG's curve is interpolated by seed; what PAG never costs is counted, not compared."""
+
+    def row(name: str, seed: int, macs: float, score: float) -> dict:
+        results = {"segmentation": {"mean_iou": score / 100}, "macs": {"executed": macs}}
+        digest = experiments.digest(experiments.seeded(name, seed))
+        return {"recipe": name, "seed": seed, "digest": digest, "results": results}
+
+    made = []
+    for seed in (1, 2, 3):
+        made += [row("segmentation-pag-0.5", seed, 40, 20), row("segmentation-pag", seed, 50, 30)]
+        made += [row("segmentation-truncated-0.5", seed, 39 if seed == 3 else 44, 26 + seed)]
+    rows = experiments_report.Rows(made)
+    found, below = experiments_report.at_equal_cost("segmentation", "truncated", 0.5, rows)
+    assert (found.seeds, below) == (2, 1)
+    assert found.mean == pytest.approx(3.5)  # 27 and 28 against 24
+    table = experiments_report.equal_cost_table("segmentation", rows)
+    assert table[-1].startswith("| segmentation-truncated-0.5 | 0.0 | 2 | +3.50 (")
+    assert not experiments_report.equal_cost_table("boundary", rows)
+
+
 def test_scores_point_upwards() -> None:
     assert experiments_report.score({"results": {"normals": {"mean_deg": 20.0}}}) == -20
     assert experiments_report.score({"results": {"log_depth": {"delta": [0.5, 0.8, 1]}}}) == 50
