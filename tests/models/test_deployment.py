@@ -133,7 +133,14 @@ def test_onnx_of_gated_blocks(tmp_path: Path) -> None:
 
 # ---- all of them ---------------------------------------------------------------------------------
 
-every = pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.call)
+# On the narrow trunk the blocks that are dropped are the same two, and 101 layers as many as 50.
+REPEATED = [v.call for v in VARIANTS if "dropped" in v.options][1:]
+REPEATED += ["pag_resnet101()", "depth_aware_resnet101(weighting='true_depth')"]
+every = pytest.mark.parametrize(
+    "variant",
+    [variant for variant in VARIANTS if variant.call not in REPEATED],
+    ids=lambda variant: variant.call,
+)
 
 
 @pytest.mark.slow
