@@ -34,6 +34,7 @@ from perfconv._bench.conv_case import ConvCase
 from perfconv._bench.problems import Problem, conv_problems, make_mask, quick_block_problems
 from perfconv._bench.results_file import read
 from perfconv._bench.tasks import Options
+from perfconv.models.resnet import BasicBlock
 from perfconv.ops import tuning
 
 TUNED = perfconv.build_info()["cpu_isa"] != "portable"
@@ -360,6 +361,16 @@ def test_pytest_benchmark_writes_its_json(tmp_path):
     found = json.loads(path.read_text())["benchmarks"]
     assert {entry["extra_info"]["method"] for entry in found} >= {"dense", "auto", "matmul"}
     assert all(entry["extra_info"]["density"] == 0.25 for entry in found)
+
+
+def test_the_five_lines_of_the_page_run_as_they_stand(capsys):
+    text = (ROOT / "docs" / "benchmarking.md").read_text()
+    code = re.search(r"## Five lines\n```python\n(.*?)```", text, re.DOTALL)[1]
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), BasicBlock(8, 8))
+    exec(code, {"network": network, "image": torch.rand(1, 3, 12, 12)})
+    printed = capsys.readouterr().out
+    assert printed.count("Median: ") == 2
+    assert "MAC" in printed
 
 
 # ---- what is timed is right ----------------------------------------------------------------------

@@ -90,6 +90,7 @@ def content(source: Path, algorithm: str, before: Path | None) -> dict:
         "overheads": [row for row in machine if "overhead_us" in row],
         "bars": charts.bars(of(rows, "breakdown")),
         "gated": [row for row in rows if row.get("benchmark") in GATED],
+        "is_compiled": any("own" in row for row in rows),
         "pools": of(rows, "pool"),
         "compactions": of(rows, "compaction"),
         "steps": of(rows, "train-step"),
