@@ -52,6 +52,21 @@ def test_quiet_runs_of_one_build_and_one_that_waited_a_fifth_longer(capsys):
         assert int(found[1]) >= 10  # the others are within their quartiles
 
 
+def test_runs_of_one_build_and_of_one_that_multiplies_a_quarter_more(capsys):
+    """Three live runs, one thread: a build twice, then one that repeats every fourth tile."""
+    first, second, slowed_build = (
+        str(RECORDED / f"build-run-{name}.jsonl") for name in ("1", "2", "slowed")
+    )
+    for pair in ((first, second), (second, first)):
+        assert regression.main(list(pair)) == 0
+        assert "16 cells: 0 slower, 0 faster, 0 disturbed" in capsys.readouterr().out
+    for old, least in ((first, 10), (second, 11)):
+        assert regression.main([old, slowed_build]) == 1
+        text = capsys.readouterr().out
+        assert f"16 cells: {least} slower, 0 faster, 0 disturbed" in text
+        assert "random1.0" not in text  # dense is chosen there, which is the same in both
+
+
 def test_a_slow_down_of_a_fifth_is_flagged(tmp_path, capsys):
     head, *rows = recorded(2)
     chosen = rows[9]  # undisturbed, with quartiles closer than the slow-down

@@ -250,7 +250,7 @@ def tasks(options: Options) -> list[Task]:
     named = [(name, name, size) for name, size in networks.items()]
     if options.scope == "full":
         named += [(name, baseline, (161, 209)) for name, baseline in BUILDERS.items()]
-    few = options.with_pairs(7)
+    few = options.with_pairs(11)
     return [
         Task(
             f"{name}-{size[0]}x{size[1]}-{density}",

@@ -78,7 +78,7 @@ def describe(row: dict) -> str:
 def tasks(options: Options) -> list[Task]:
     if options.scope != "full":
         return []
-    few = options.with_pairs(5)
+    few = options.with_pairs(11)
     return [
         Task(
             f"table2-{kind}-{density}-{SIZE[0]}x{SIZE[1]}",
