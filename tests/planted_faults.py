@@ -145,6 +145,9 @@ WGMMA = Problem(
 WGMMA_DGRAD = Problem(
     in_channels=56, out_channels=192, size=(23, 27), kernel=(1, 1), padding=(0, 0), density=0.7
 )
+WGMMA_WGRAD = Problem(
+    in_channels=64, out_channels=128, size=(23, 27), kernel=(1, 1), padding=(0, 0), density=0.7
+)
 EPILOGUE = Problem(
     in_channels=24, out_channels=40, size=(13, 17), fill="passthrough", has_residual=True,
     activation="hardswish", activate_base=True,
@@ -178,6 +181,7 @@ CALLS: dict[str, Call] = {
     },
     "tf32 forward": one_pass("forward", WIDE, torch.float32, "implicit_gemm", allow_tf32=True),
     "wgmma dgrad": one_pass("dgrad", WGMMA_DGRAD, torch.bfloat16, "implicit_gemm"),
+    "wgmma wgrad": one_pass("wgrad", WGMMA_WGRAD, torch.bfloat16, "implicit_gemm"),
     "wgmma forward": one_pass("forward", WGMMA, torch.bfloat16, "implicit_gemm"),
     "few-channels": one_pass("forward", FEW_CHANNELS, torch.float32, "implicit_gemm"),
     "epilogue": one_pass("forward", EPILOGUE, torch.float16, "implicit_gemm"),

@@ -82,7 +82,9 @@ void run_dgrad(DeviceCall& call, GradArgs& args, ConvAlgorithm wanted) {
 
 void run_wgrad(DeviceCall& call, GradArgs& args, ConvAlgorithm wanted) {
   switch (choose_kernel(call.context(), Gradient::kWeight, args, wanted)) {
-    case GradKernel::kWgmma:  // refused
+    case GradKernel::kWgmma:
+      args.workspace = call.scratch(wgrad_wgmma_workspace(args));
+      return call.check(launch_wgrad_wgmma(call.context(), args));
     case GradKernel::kTensorCore:
     case GradKernel::kSimt:
       args.workspace = call.scratch(wgrad_implicit_workspace(args));

@@ -36,9 +36,12 @@ std::string refusal(GradKernel kernel, Gradient which, const ConvGeometry& g,
     case GradKernel::kGatherGemm:
       return "";
     case GradKernel::kWgmma:
-      if (which == Gradient::kWeight) return "the gradient of the weight has no such kernel";
       if (const auto reason = wgmma_refusal(device, g.group_out_channels()); !reason.empty()) {
         return reason;
+      }
+      if (which == Gradient::kWeight &&
+          (g.group_out_channels() < 128 || g.group_in_channels() % 64 != 0)) {
+        return "fewer than 128 output channels of a group, or input channels no multiple of 64";
       }
       return tile_refusal(which, g, device);
     case GradKernel::kTensorCore:

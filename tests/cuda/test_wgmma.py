@@ -162,6 +162,64 @@ def test_dgrad_of_any_schedule(emulated: Backend) -> None:
     assert torch.equal(outputs[3], outputs[4])  # parts of tiles: sums in another order
 
 
+def run_wgrad(backend: Backend, problem: Problem, dtype: torch.dtype) -> torch.Tensor:
+    _, exact, dense, sums = expected(problem, dtype, False)
+    result = backend.wgrad(problem, dtype, "implicit_gemm")
+    if backend.emulator is not None:
+        columns = NARROW if problem.in_channels // problem.groups <= 64 else MIDDLE
+        log = backend.emulator.text("log")
+        assert f"Li{columns}E" in log.split("wgmma_wgrad_kernel")[1].split("ActiveRows")[0]
+    assert_as_exact("weight", result, exact["weight"], dense["weight"], sums["weight"])
+    assert_no_row_missing("weight", result, exact["weight"], dense["weight"])
+    return result
+
+
+WGRAD_PROBLEMS = {
+    "plain": Problem(in_channels=64, out_channels=128, size=(6, 7)),
+    "wide": Problem(in_channels=192, out_channels=320, size=(6, 7), kernel=(1, 1), padding=(0, 0)),
+    "empty": Problem(in_channels=64, out_channels=128, kernel=(1, 3), density=0.0),
+    "one-pixel": Problem(in_channels=64, out_channels=128, density=0.005, seed=2),
+    "groups": Problem(
+        in_channels=128, out_channels=256, groups=2, size=(5, 7), kernel=(1, 2), padding=(0, 1)
+    ),
+    "stride": Problem(
+        in_channels=64, out_channels=128, stride=(2, 1), dilation=(1, 2), padding=(2, 1), batch=3
+    ),
+    **{  # one step more or less, one table, several slices
+        f"{rows}-pixels": Problem(
+            batch=1, in_channels=64, out_channels=128, size=(rows, 1), kernel=(1, 1),
+            padding=(0, 0), density=1.0,
+        )
+        for rows in (63, 64, 65, 128, 129, 1100)
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WGRAD_PROBLEMS)
+def test_wgrad(backend: Backend, name: str) -> None:
+    run_wgrad(backend, WGRAD_PROBLEMS[name], torch.bfloat16)
+
+
+@pytest.mark.parametrize("inputs", [64, 128])
+def test_wgrad_float16(backend: Backend, inputs: int) -> None:
+    problem = Problem(in_channels=inputs, out_channels=128, kernel=(1, 1), padding=(0, 0))
+    run_wgrad(backend, problem, torch.float16)
+
+
+@pytest.mark.emulated
+def test_wgrad_of_any_schedule(emulated: Backend) -> None:
+    """More steps than stages in one slice; the bits do not depend on the device's size."""
+    problem = Problem(
+        batch=1, in_channels=64, out_channels=128, size=(40, 25), kernel=(1, 1), padding=(0, 0),
+        density=0.9,
+    )  # fmt: skip
+    outputs = []
+    for seed, mode, multiprocessors in ((1, 0, 1), (2, 1, 3), (3, 2, 40), (4, 1, 2)):
+        emulated.emulator.set(sms=multiprocessors, occupancy=1, seed=seed, **{"async": mode})
+        outputs.append(run_wgrad(emulated, problem, torch.bfloat16))
+    assert all(torch.equal(output, outputs[0]) for output in outputs[1:])
+
+
 @pytest.mark.emulated
 @pytest.mark.parametrize("columns", [NARROW, MIDDLE, WIDE])
 def test_any_schedule(emulated: Backend, columns: int) -> None:

@@ -110,8 +110,9 @@ __global__ void collectives(const uint32_t* in, uint32_t* out) {
 
 // sums (64 x columns) = a (64 x 64, K-major) b (64 x columns), as each thread holds them: out[e *
 // 128
-// + t]. b has the columns as rows, or with kIsBNMajor the depths. Only sm_90a multiplies.
-template <class T, bool kIsBNMajor, int kSums>
+// + t]. b has the columns as rows, or with kIsBNMajor the depths; a with kIsAMMajor the depths as
+// rows. Only sm_90a multiplies.
+template <class T, bool kIsAMMajor, bool kIsBNMajor, int kSums>
 __global__ void __launch_bounds__(128) products(const uint4* a, const uint4* b, float* out) {
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
   constexpr int kColumns = 2 * kSums;
@@ -137,8 +138,8 @@ __global__ void __launch_bounds__(128) products(const uint4* a, const uint4* b, 
   ptx::fence_sums();
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
-    ptx::multiply_add_async<T, kIsBNMajor>(sums, a_operand + 2 * k,
-                                           b_operand + (kIsBNMajor ? 128 : 2) * k);
+    ptx::multiply_add_async<T, kIsAMMajor, kIsBNMajor>(sums, a_operand + (kIsAMMajor ? 128 : 2) * k,
+                                                       b_operand + (kIsBNMajor ? 128 : 2) * k);
   }
   ptx::commit_products();
   ptx::wait_products<0>();
@@ -155,10 +156,10 @@ cudaError_t run(const Arguments& a) {
   return cudaGetLastError();
 }
 
-template <class T, bool kIsBNMajor, int kSums>
+template <class T, bool kIsAMMajor, bool kIsBNMajor, int kSums>
 cudaError_t run_products(const Arguments& a) {
   constexpr int kBytes = (64 + 2 * kSums) * 128;
-  const auto kernel = products<T, kIsBNMajor, kSums>;
+  const auto kernel = products<T, kIsAMMajor, kIsBNMajor, kSums>;
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (error != cudaSuccess) return error;
@@ -181,18 +182,22 @@ const Feature kList[] = {
     {"shuffles_16", run<shuffles<16>>},
     {"shuffles_8", run<shuffles<8>>},
     {"collectives", run<collectives>},
-    {"wgmma_bf16_64", run_products<__nv_bfloat16, false, 32>},
-    {"wgmma_bf16_128", run_products<__nv_bfloat16, false, 64>},
-    {"wgmma_bf16_256", run_products<__nv_bfloat16, false, 128>},
-    {"wgmma_f16_64", run_products<__half, false, 32>},
-    {"wgmma_f16_128", run_products<__half, false, 64>},
-    {"wgmma_f16_256", run_products<__half, false, 128>},
-    {"wgmma_bf16_64_n_major", run_products<__nv_bfloat16, true, 32>},
-    {"wgmma_bf16_128_n_major", run_products<__nv_bfloat16, true, 64>},
-    {"wgmma_bf16_256_n_major", run_products<__nv_bfloat16, true, 128>},
-    {"wgmma_f16_64_n_major", run_products<__half, true, 32>},
-    {"wgmma_f16_128_n_major", run_products<__half, true, 64>},
-    {"wgmma_f16_256_n_major", run_products<__half, true, 128>},
+    {"wgmma_bf16_64", run_products<__nv_bfloat16, false, false, 32>},
+    {"wgmma_bf16_128", run_products<__nv_bfloat16, false, false, 64>},
+    {"wgmma_bf16_256", run_products<__nv_bfloat16, false, false, 128>},
+    {"wgmma_f16_64", run_products<__half, false, false, 32>},
+    {"wgmma_f16_128", run_products<__half, false, false, 64>},
+    {"wgmma_f16_256", run_products<__half, false, false, 128>},
+    {"wgmma_bf16_64_n_major", run_products<__nv_bfloat16, false, true, 32>},
+    {"wgmma_bf16_128_n_major", run_products<__nv_bfloat16, false, true, 64>},
+    {"wgmma_bf16_256_n_major", run_products<__nv_bfloat16, false, true, 128>},
+    {"wgmma_f16_64_n_major", run_products<__half, false, true, 32>},
+    {"wgmma_f16_128_n_major", run_products<__half, false, true, 64>},
+    {"wgmma_bf16_64_m_n_major", run_products<__nv_bfloat16, true, true, 32>},
+    {"wgmma_bf16_128_m_n_major", run_products<__nv_bfloat16, true, true, 64>},
+    {"wgmma_f16_64_m_n_major", run_products<__half, true, true, 32>},
+    {"wgmma_f16_128_m_n_major", run_products<__half, true, true, 64>},
+    {"wgmma_f16_256_n_major", run_products<__half, false, true, 128>},
 };
 const Features kFeatures(kList);
 

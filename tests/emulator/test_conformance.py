@@ -172,13 +172,15 @@ def test_mma(kernels: Features | DeviceFeatures, name: str, widen, seed: int) ->
             assert error <= 2e-6 * size[row, column], (lane, i)
 
 
-@pytest.mark.parametrize("major", ["", "_n_major"])
+@pytest.mark.parametrize("major", ["", "_n_major", "_m_n_major"])
 @pytest.mark.parametrize("columns", [64, 128, 256])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_wgmma(
     kernels: Features | DeviceFeatures, dtype: torch.dtype, columns: int, major: str
 ) -> None:
     """Factors whose products and sums are exact, so that their order does not matter."""
+    if major == "_m_n_major" and columns == 256:
+        pytest.skip("no kernel has such a tile")
     if isinstance(kernels, DeviceFeatures) and torch.cuda.get_device_capability() != (9, 0):
         pytest.skip("only compute capability 9.0 has wgmma")
     generator = torch.Generator().manual_seed(columns)
@@ -188,7 +190,12 @@ def test_wgmma(
     )
     out = torch.full((columns // 2, 128), float("nan"))
     name = f"wgmma_{'bf16' if dtype == torch.bfloat16 else 'f16'}_{columns}{major}"
-    kernels.run(name, In(a), In(b.T.contiguous() if major else b), out)
+    kernels.run(
+        name,
+        In(a.T.contiguous() if "_m" in major.removesuffix("_n_major") else a),
+        In(b.T.contiguous() if major else b),
+        out,
+    )
     register, thread = torch.meshgrid(
         torch.arange(columns // 2), torch.arange(128), indexing="ij"
     )  # "Register fragments": where each thread holds the elements of D

@@ -40,6 +40,10 @@ WGMMA = (
     (r"HGMMA", r"LDGSTS\.E.*\.128", r"ARRIVES", "SYNCS", "USETMAXREG", r"STG\.E\.128"),
     (ATOMICS, "HMMA", "DFMA"),
 )
+WGMMA_WGRAD = (
+    (r"HGMMA", r"LDGSTS\.E.*\.128", r"ARRIVES", "SYNCS", "USETMAXREG"),
+    (ATOMICS, "HMMA", "DFMA"),
+)
 SIMT = (r"FFMA", r"LDGSTS\.E.*\.128", r"BAR", r"STG\.E\.128"), (ATOMICS, r"[HI]MMA", "DFMA")
 
 # The weight gradient: copies as the implicit GEMM; sums go to the workspace.
@@ -50,6 +54,7 @@ RULES = (
     Rule("*_implicit.cu", "implicit_gemm_kernel<GemmTile<float, 1,*", *SIMT, "float32 as it is"),
     Rule("*_implicit.cu", "implicit_gemm_kernel*", *TENSOR_CORES, "tensor cores"),
     Rule("*_sm90a.cu", "wgmma_gemm_kernel*", *WGMMA, "tensor cores, by warpgroups"),
+    Rule("*_sm90a.cu", "wgmma_wgrad_kernel*", *WGMMA_WGRAD, "tensor cores, by warpgroups"),
     Rule("*_sm90a.cu", "finish_kernel*", (r"STG\.E\.128",), (ATOMICS,), "parts in one order"),
     Rule("*_implicit.cu", "finish_kernel*", (r"STG\.E\.128",), (ATOMICS,), "parts in one order"),
     Rule(

@@ -118,24 +118,25 @@ __device__ __forceinline__ void pin(float (&sums)[kCount]) {
 #define PERFCONV_SUMS_32(i) PERFCONV_SUMS_16(i), PERFCONV_SUMS_16((i) + 16)
 #define PERFCONV_SUMS_64(i) PERFCONV_SUMS_32(i), PERFCONV_SUMS_32((i) + 32)
 #define PERFCONV_SUMS_128(i) PERFCONV_SUMS_64(i), PERFCONV_SUMS_64((i) + 64)
-#define PERFCONV_WGMMA(columns, type, count, a_name, b_name, major_name)                        \
+#define PERFCONV_WGMMA(columns, type, count, a_name, b_name, major_names)                       \
   asm volatile("wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." type "." type " {"        \
-               PERFCONV_NAMES_##count "}, " a_name ", " b_name ", 1, 1, 1, 0, " major_name ";" \
-               : PERFCONV_SUMS_##count(0) : "l"(a), "l"(b), "n"(kIsBNMajor ? 1 : 0))
-#define PERFCONV_WGMMA_OF(type)                                   \
-  if constexpr (kSums == 32) {                                    \
-    PERFCONV_WGMMA("64", type, 32, "%32", "%33", "%34");          \
-  } else if constexpr (kSums == 64) {                             \
-    PERFCONV_WGMMA("128", type, 64, "%64", "%65", "%66");         \
-  } else {                                                        \
-    PERFCONV_WGMMA("256", type, 128, "%128", "%129", "%130");     \
+               PERFCONV_NAMES_##count "}, " a_name ", " b_name ", 1, 1, 1, " major_names ";"    \
+               : PERFCONV_SUMS_##count(0)                                                       \
+               : "l"(a), "l"(b), "n"(kIsAMMajor ? 1 : 0), "n"(kIsBNMajor ? 1 : 0))
+#define PERFCONV_WGMMA_OF(type)                                         \
+  if constexpr (kSums == 32) {                                          \
+    PERFCONV_WGMMA("64", type, 32, "%32", "%33", "%34, %35");           \
+  } else if constexpr (kSums == 64) {                                   \
+    PERFCONV_WGMMA("128", type, 64, "%64", "%65", "%66, %67");          \
+  } else {                                                              \
+    PERFCONV_WGMMA("256", type, 128, "%128", "%129", "%130, %131");     \
   }
 // clang-format on
 
-// Starts sums (64 x 2 kSums) += a (64 x 16, K-major) * b (16 x 2 kSums) in the four warps of a
-// warpgroup, in float32; a and b are descriptors. Lane l of warp w holds in sums[e] row
+// Starts sums (64 x 2 kSums) += a (64 x 16) * b (16 x 2 kSums), K-major unless said, in the four
+// warps of a warpgroup, in float32; a and b are descriptors. Lane l of warp w holds in sums[e] row
 // 16 w + l / 4 + 8 (e / 2 % 2), column 8 (e / 4) + 2 (l % 4) + e % 2. "wgmma.mma_async".
-template <class T, bool kIsBNMajor, int kSums>
+template <class T, bool kIsAMMajor, bool kIsBNMajor, int kSums>
 __device__ __forceinline__ void multiply_add_async(float (&sums)[kSums], uint64_t a, uint64_t b) {
   static_assert(kSums == 32 || kSums == 64 || kSums == 128, "64, 128 or 256 columns");
   if constexpr (std::is_same_v<T, __nv_bfloat16>) {

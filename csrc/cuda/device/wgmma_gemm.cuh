@@ -23,7 +23,7 @@
 #pragma once
 
 #include "cuda/device/implicit_gemm.cuh"
-#include "cuda/device/ptx_sm90a.cuh"
+#include "cuda/device/wgmma_pipeline.cuh"
 #include "cuda/device/wgmma_tile.cuh"
 
 namespace perfconv::cuda {
@@ -40,19 +40,6 @@ struct WgmmaShared {
   uint64_t table_full[kTables];
   uint64_t table_empty[kTables];
   TileGrid grid;
-};
-
-// A place in a ring and the parity of its phase.
-template <int kPlaces>
-struct RingPlace {
-  uint32_t place = 0;
-  uint32_t parity = 0;
-
-  __device__ void advance() {
-    if (++place < kPlaces) return;
-    place = 0;
-    parity ^= 1;
-  }
 };
 
 // The steps of a unit.
@@ -79,11 +66,6 @@ __device__ __forceinline__ uint32_t taps_of(const RowTable<kRows>& table) {
 
 // ---- copying
 // --------------------------------------------------------------------------------------
-
-// Byte offset of a chunk in rows of 128 bytes; callers add multiples of eight rows afterwards.
-__device__ __forceinline__ uint32_t swizzled(uint32_t row, uint32_t chunk) {
-  return row * 128 + ((chunk ^ row % 8) * kChunkBytes);
-}
 
 // A copying thread's share of every stage of one tile: one chunk of every 16th row.
 template <class Tile>
@@ -231,43 +213,6 @@ __device__ __forceinline__ void copy_tiles(const GemmArgs& args, const Rows& row
 // ---- multiplying
 // ----------------------------------------------------------------------------------
 
-// Multiplies a number of steps; a stage is released when the multiplications that read it are done.
-template <class Tile>
-__device__ __forceinline__ void multiply_stages(int steps, int warpgroup, WgmmaShared<Tile>& shared,
-                                                RingPlace<Tile::kStages>& stage,
-                                                float (&sums)[Tile::kSums]) {
-  using T = typename Tile::Element;
-  constexpr bool kIsBNMajor = Tile::kBLayout == BLayout::kColumnContiguous;
-  constexpr int kInstructions = Tile::kRowBytes / 32;  // 16 elements of depth each
-  const uint32_t ring = ptx::shared_address(shared.ring);
-  const uint32_t full = ptx::shared_address(shared.full);
-  const uint32_t empty = ptx::shared_address(shared.empty);
-  const bool is_first_lane = threadIdx.x % kWarp == 0;
-  uint32_t last = 0;
-  for (int step = 0; step < steps; ++step) {
-    ptx::wait_for_phase(full + stage.place * 8, stage.parity);
-    ptx::fence_async_proxy();  // copies readable for wgmma
-    const uint32_t a_tile =
-        ring + stage.place * Tile::kStageBytes + warpgroup * 64 * Tile::kRowBytes;
-    const uint32_t b_tile = ring + stage.place * Tile::kStageBytes + Tile::kABytes;
-    const uint64_t a = ptx::operand_descriptor(a_tile, 0);
-    const uint64_t b = ptx::operand_descriptor(b_tile, Tile::kBlockBytes);
-    ptx::fence_sums();
-#pragma unroll
-    for (int i = 0; i < kInstructions; ++i) {
-      ptx::multiply_add_async<T, kIsBNMajor>(sums, a + 2 * i, b + (kIsBNMajor ? 128 : 2) * i);
-    }
-    ptx::commit_products();
-    ptx::wait_products<1>();
-    if (step > 0 && is_first_lane) ptx::arrive(empty + last * 8);
-    last = stage.place;
-    stage.advance();
-  }
-  ptx::wait_products<0>();
-  ptx::pin(sums);
-  if (steps > 0 && is_first_lane) ptx::arrive(empty + last * 8);
-}
-
 // Hands the sums of a warp, 16 rows of the tile, out: function(row, column, sums) for each run of
 // neighbouring columns, rows counted from the warp's first.
 template <class Tile, class Function>
@@ -315,7 +260,8 @@ __device__ __forceinline__ void multiply_tiles(const GemmArgs& args, WgmmaShared
     ptx::wait_for_phase(ptx::shared_address(&shared.table_full[slot.place]), slot.parity);
     const StepRange steps = steps_of<Tile>(args, grid, unit, taps_of(table));
     float sums[Tile::kSums] = {};
-    multiply_stages<Tile>(steps.last - steps.first, warp / 4, shared, stage, sums);
+    const uint32_t first_row = warp / 4 * 64 * Tile::kRowBytes;
+    multiply_stages<Tile>(steps.last - steps.first, first_row, shared, stage, sums);
     float* partials = args.partials + number * Tile::kRows * Tile::kColumns;
     const bool is_split = grid.parts > 1;
     const auto store = [&](int row, int column, const float* run) {

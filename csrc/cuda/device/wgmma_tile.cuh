@@ -1,11 +1,9 @@
 // The tiles of the warp-specialised implicit GEMM (wgmma_gemm.cuh).
 #pragma once
 
-#include "cuda/device/gemm_tile.cuh"
+#include "cuda/device/wgmma_pipeline.cuh"
 
 namespace perfconv::cuda {
-
-constexpr int kWarpgroup = 128;  // threads that multiply together
 
 // A block's tile of 128 x kColumns sums, each of two warpgroups 64 rows of it; a third one copies.
 // A slab is 64 deep: rows of 128 bytes, the widest swizzle. blocks: of a multiprocessor.
@@ -14,6 +12,8 @@ template <class Element_, BLayout b_layout, int columns, int stages, int blocks,
 struct WgmmaTile {
   using Element = Element_;
   static constexpr BLayout kBLayout = b_layout;
+  static constexpr bool kIsAMMajor = false;
+  static constexpr bool kIsBNMajor = b_layout == BLayout::kColumnContiguous;
   static constexpr int kRows = 128;
   static constexpr int kColumns = columns;
   static constexpr int kStages = stages;

@@ -14,6 +14,10 @@ int64_t dgrad_wgmma_workspace(const LaunchContext& context, const GradArgs& args
 cudaError_t launch_dgrad_wgmma(const LaunchContext& context, const GradArgs& args,
                                const SortedPixels& pixels);
 
+// More than 64 output channels of a group; the depths are pixels, of any number.
+int64_t wgrad_wgmma_workspace(const GradArgs& args);
+cudaError_t launch_wgrad_wgmma(const LaunchContext& context, const GradArgs& args);
+
 int64_t multi_dilation_wgmma_workspace(const LaunchContext& context, const MultiDilationArgs& args);
 cudaError_t launch_multi_dilation_wgmma(const LaunchContext& context, const MultiDilationArgs& args,
                                         const SortedBranches& pixels, void* workspace);

@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(256) proxy(const uint4* a, float* out, int fen
   float sums[32] = {};
   ptx::fence_sums();
   for (int k = 0; k < 4; ++k) {
-    ptx::multiply_add_async<__half, false>(sums, operand + 2 * k, operand + 2 * k);
+    ptx::multiply_add_async<__half, false, false>(sums, operand + 2 * k, operand + 2 * k);
   }
   ptx::commit_products();
   ptx::wait_products<0>();
