@@ -145,8 +145,9 @@ WGMMA = Problem(
 WGMMA_DGRAD = Problem(
     in_channels=56, out_channels=192, size=(23, 27), kernel=(1, 1), padding=(0, 0), density=0.7
 )
+# One slice, more steps than stages.
 WGMMA_WGRAD = Problem(
-    in_channels=64, out_channels=128, size=(23, 27), kernel=(1, 1), padding=(0, 0), density=0.7
+    in_channels=64, out_channels=128, size=(22, 23), kernel=(1, 1), padding=(0, 0), density=0.9
 )
 EPILOGUE = Problem(
     in_channels=24, out_channels=40, size=(13, 17), fill="passthrough", has_residual=True,
