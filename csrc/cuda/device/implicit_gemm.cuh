@@ -265,8 +265,10 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kMinBlocks)
 // Writes the outputs that are no row's target; then adds the parts of split tiles in order and
 // finishes the sums. blocks: of implicit_gemm_kernel. A thread takes one run of neighbouring
 // columns at a time. One kernel for every tile: most of it does not depend on the tile.
+// Static, as what launches it: files of sm_90a have copies that other devices cannot run, and the
+// linker keeps one of several that are not.
 template <class T, class Rows>
-__global__ void __launch_bounds__(kFinishThreads, kFinishBlocks)
+static __global__ void __launch_bounds__(kFinishThreads, kFinishBlocks)
     finish_kernel(const __grid_constant__ GemmArgs args, const __grid_constant__ Rows rows,
                   TileShape tile, int blocks) {
   constexpr int kSize = kRunSize<T>;
@@ -337,8 +339,8 @@ int64_t gemm_workspace(const LaunchContext& context, const GemmArgs& args, int64
 
 // finish_kernel, after a kernel of so many blocks.
 template <class T, class Rows>
-cudaError_t launch_finish(const LaunchContext& context, const GemmArgs& args, const Rows& rows,
-                          TileShape tile, int64_t most_rows, int blocks) {
+static cudaError_t launch_finish(const LaunchContext& context, const GemmArgs& args,
+                                 const Rows& rows, TileShape tile, int64_t most_rows, int blocks) {
   const unsigned finishing = grid_blocks(context, most_rows * args.columns * args.groups,
                                          kFinishThreads * kChunkBytes, kFinishBlocks);
   finish_kernel<T, Rows>

@@ -67,7 +67,8 @@ inline int64_t wgrad_partial_bytes(const WgradArgs& args) {
 }
 
 template <class T>
-cudaError_t launch_wgrad_reduce(const LaunchContext& context, const WgradArgs& args, void* result) {
+static cudaError_t launch_wgrad_reduce(const LaunchContext& context, const WgradArgs& args,
+                                       void* result) {
   const unsigned blocks = grid_blocks(context, args.weight_elements(), kReduceThreads, 8);
   const dim3 grid(blocks, static_cast<unsigned>(args.segments));
   wgrad_reduce_kernel<T>

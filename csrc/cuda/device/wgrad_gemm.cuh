@@ -399,10 +399,11 @@ __global__ void __launch_bounds__(Tile::kThreads)
 }
 
 // result[segment][n][c][t] = sum over slices, in order, of partials[segment][slice][n][t][c].
-// Weights have fewer than 2^31 elements.
+// Weights have fewer than 2^31 elements. Static for the reason of finish_kernel
+// (implicit_gemm.cuh).
 constexpr int kReduceThreads = 256;
 template <class T>
-__global__ void __launch_bounds__(kReduceThreads)
+static __global__ void __launch_bounds__(kReduceThreads)
     wgrad_reduce_kernel(const __grid_constant__ WgradArgs args, T* __restrict__ result) {
   const int64_t elements = args.weight_elements();
   const float* partials = args.partials + blockIdx.y * args.slices * elements;
