@@ -38,6 +38,17 @@ def test_importing_does_not_initialise_cuda() -> None:
     assert result.stdout.split() == ["False"]
 
 
+def test_importing_does_not_import_the_compiler() -> None:
+    """torch._dynamo and what it needs take longer than all of perfconv."""
+    result = python(
+        "import torch\nbefore = {*sys.modules}\nimport perfconv\n"
+        "heavy = {'torch._dynamo', 'sympy', 'numpy', 'matplotlib', 'PIL'}\n"
+        "print(heavy & {*sys.modules} - before)"
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["set()"]
+
+
 def test_every_part_is_there_after_one_import() -> None:
     result = python("import perfconv as p; print(p.models.pag_resnet50, p.data.Sample, p.viz.save)")
     assert result.returncode == 0, result.stderr

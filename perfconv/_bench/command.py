@@ -37,7 +37,7 @@ def at_least(least: int) -> Callable[[str], int]:
     return whole
 
 
-def share(text: str) -> float:
+def density(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
@@ -49,7 +49,7 @@ def share(text: str) -> float:
 
 # Option: how its values are read, of a field of a problem or of several.
 SWEEPS: dict[str, dict] = {
-    "density": {"type": share},
+    "density": {"type": density},
     "pattern": {"choices": PATTERNS},
     "dtype": {"choices": tuple(BOUNDS)},
     "channels": {"type": at_least(1)},

@@ -35,6 +35,7 @@ class Options:
     def settings(self) -> dict:
         """What the rows of one file have in common, besides the machine."""
         return {
+            "device": self.device,
             "pairs": self.pairs,
             "peers": self.with_peers,
             "compile": self.with_compile,

@@ -8,12 +8,11 @@ from pathlib import Path
 
 from perfconv.cli.train import headline, in_process
 from perfconv.data.files import DataError
-from perfconv.train.checkpoint import CheckpointError, load_model, replace_file
+from perfconv.train.checkpoint import CheckpointError, checkpoint_file, load_model, replace_file
 from perfconv.train.config import DATASETS, Data, Recipe
 from perfconv.train.datasets import open_split
 from perfconv.train.distributed import Process
 from perfconv.train.evaluation import draw_samples, evaluate
-from perfconv.train.loop import FINAL
 from perfconv.train.shipped import SHIPPED
 
 
@@ -72,7 +71,7 @@ def _status(args: argparse.Namespace, process: Process) -> int:
 
 
 def _evaluate(args: argparse.Namespace, process: Process) -> int:
-    checkpoint = SHIPPED if args.checkpoint is None else _file(args.checkpoint)
+    checkpoint = SHIPPED if args.checkpoint is None else checkpoint_file(args.checkpoint)
     model, config = load_model(checkpoint)
     data = _data(args, config)
     samples = open_split(data, args.data, is_training=False)
@@ -108,11 +107,6 @@ def _evaluate(args: argparse.Namespace, process: Process) -> int:
     print(json.dumps(headline(results)))
     print(f"results: {path}")
     return 0
-
-
-def _file(path: Path) -> Path:
-    """The trained model of a run's folder."""
-    return path / FINAL if path.is_dir() else path
 
 
 def _data(args: argparse.Namespace, config: dict) -> Data:

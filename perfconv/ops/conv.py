@@ -289,10 +289,14 @@ def starts_at_16_bytes(image: Tensor) -> bool:
     return not is_in_place or image.data_ptr() % 16 == 0
 
 
-@torch.compiler.assume_constant_result
 def torch_allows_tf32() -> bool:
     """Whether torch may multiply float32 convolutions in tf32; compiled code keeps the answer."""
     return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+
+
+# What torch.compiler.assume_constant_result sets, after importing the compiler, which takes longer
+# than the rest of this package.
+torch_allows_tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def mask_and_list(

@@ -26,6 +26,7 @@ from perfconv.train.networks import Network, build_network
 FORMAT = "perfconv checkpoint 1"
 SUFFIX = ".writing"
 METADATA = "perfconv"  # one key of a model file: several would have no fixed order
+FINAL, LAST = "model.pt", "last.pt"  # in the folder of a run: finished, or under way
 
 
 class CheckpointError(RuntimeError):
@@ -130,8 +131,26 @@ def read_checkpoint(path: str | Path) -> dict:
     return content
 
 
+def checkpoint_file(path: str | Path) -> Path:
+    """``path`` itself, or the checkpoint of the run whose folder it is.
+
+    Raises:
+        CheckpointError: a folder without a checkpoint.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    for name in (FINAL, LAST):
+        if (path / name).exists():
+            return path / name
+    raise CheckpointError(
+        f"the folder {path} must hold {FINAL} or {LAST}, got neither. Name the --output of "
+        "perfconv train, or a file."
+    )
+
+
 def write_model(path: str | Path, model: Loaded) -> None:
-    """Writes a model file, a third of the size of a checkpoint, for :func:`load_model`.
+    """Writes a model file, about half the bytes of its float32 weights, for :func:`load_model`.
 
     Weights of two dimensions and more become float16; vectors, BatchNorm's among them, keep their
     dtype. Same model, same bytes.

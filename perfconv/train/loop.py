@@ -22,6 +22,8 @@ from perfconv.nn import force_gates, gates, record_gates, set_temperature
 from perfconv.nn.batch_norm import freeze_statistics
 from perfconv.nn.gate_record import scale_gates
 from perfconv.train.checkpoint import (
+    FINAL,
+    LAST,
     CheckpointError,
     read_checkpoint,
     replace_file,
@@ -47,7 +49,7 @@ from perfconv.train.networks import (
 from perfconv.train.objective import outputs_of, scheduled_density_loss, task_losses
 from perfconv.train.optimizer import choose_trained, make_optimizer, set_rates
 
-LAST, FINAL, RESULTS = "last.pt", "model.pt", "results.json"
+RESULTS = "results.json"
 
 
 class TrainingStopped(RuntimeError):

@@ -190,7 +190,7 @@ def _densities() -> list[Recipe]:
 
 
 def _shipped() -> Recipe:
-    """The network that ships with the package, ``perfconv/models/scenes_parser.safetensors``."""
+    """The network that ships with the package, ``perfconv/train/scenes_parser.safetensors``."""
     tasks = ["segmentation", "log_depth", "boundary"]
     trunk: dict[str, object] = {
         **BOTTLENECK_TRUNK,

@@ -6,7 +6,7 @@ from perfconv.train.checkpoint import Loaded, load_model
 
 SHIPPED = Path(__file__).with_name("scenes_parser.safetensors")
 RECIPE = "scenes-parser"
-LONGEST_SIDE = 192  # pixels; it has learnt from images up to this long, made-up ones
+LONGEST_SIDE = 192  # pixels; the scenes it has learnt from were scaled up to this, then cropped
 
 
 def shipped_model() -> Loaded:

@@ -160,6 +160,8 @@ def test_sources_without_images(tmp_path: Path) -> None:
         find_inputs([str(tmp_path)], dataset="nyuv2", split="test")
     with pytest.raises(InputError, match="name an image, a folder or a pattern; or take"):
         find_inputs([])
+    with pytest.raises(InputError, match="must have one SOURCE, the folder of the data set, got 0"):
+        find_inputs([], dataset="nyuv2", split="test")
     with pytest.raises(InputError, match="leave SOURCE and --samples out, .* got photos"):
         find_inputs(["photos"], dataset="scenes")
     small_datasets.write_nyuv2_listed(tmp_path)

@@ -95,6 +95,8 @@ def test_train_then_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "No such file" in capsys.readouterr().err
     assert main(["evaluate", str(run / "model.pt"), "--dataset", "nyuv2"]) == 1
     assert "needs its files" in capsys.readouterr().err
+    assert main(["evaluate", str(tmp_path)]) == 1
+    assert "must hold model.pt or last.pt, got neither" in capsys.readouterr().err
 
 
 def test_the_network_that_ships_is_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,7 +75,8 @@ class NoWaiting(TorchDispatchMode):
 
     def __torch_dispatch__(self, operator, types, arguments=(), options=None):
         name = operator.overloadpacket.__name__
-        indices = arguments[1] if name == "index" else ()
+        indices = arguments[1] if name.startswith(("index", "_unsafe_index")) else ()
+        indices = indices if isinstance(indices, list | tuple) else ()
         reads = any(index is not None and index.dtype == torch.bool for index in indices)
         assert name not in self.REFUSED, name
         assert not reads, "indexed by a mask"
@@ -120,6 +121,22 @@ def test_nothing_waits_for_a_device(variant) -> None:
         if record:
             losses.append(density_loss(record, 0.5))
         torch.stack(losses).sum().backward()
+
+
+@pytest.mark.parametrize(
+    "waits",
+    [
+        lambda x: x.sum().item(),
+        lambda x: x + torch.tensor([1.0]),
+        lambda x: x[x > 0],
+        lambda x: x.index_put((x > 0,), x.sum()),
+        lambda x: x.nonzero(),
+    ],
+    ids=["item", "tensor", "index", "index_put", "nonzero"],
+)
+def test_waiting_is_noticed(waits: Run) -> None:
+    with NoWaiting(), pytest.raises(AssertionError):
+        waits(torch.arange(3.0))
 
 
 def test_onnx_of_gated_blocks(tmp_path: Path) -> None:

@@ -62,9 +62,9 @@ def find_inputs(
     """
     if dataset == "scenes":
         return _scenes(sources, names, limit or SCENES)
-    if not sources:
-        raise InputError("name an image, a folder or a pattern; or take --dataset scenes.")
     if dataset is None:
+        if not sources:
+            raise InputError("name an image, a folder or a pattern; or take --dataset scenes.")
         inputs = _photos(sources, max_side)
     else:
         inputs = _samples(sources, dataset, split or "test", names)

@@ -15,11 +15,9 @@ from perfconv.models import DepthAwareParser, SceneParser, load_weights, predict
 from perfconv.models.parsers import StageOutput
 from perfconv.nn import DepthAwarePool, record_gates
 from perfconv.train import build_network, load_model
-from perfconv.train.checkpoint import CheckpointError
+from perfconv.train.checkpoint import CheckpointError, checkpoint_file
 from perfconv.train.networks import tasks_of
 from perfconv.train.shipped import SHIPPED
-
-CHECKPOINT_FILES = ("model.pt", "last.pt")  # of the folder of a run: finished, or under way
 
 
 class NetworkError(ValueError):
@@ -83,7 +81,7 @@ def open_network(
     names: Sequence[str] = ()
     try:
         if checkpoint is not None:
-            loaded = load_model(_checkpoint_file(checkpoint))
+            loaded = load_model(checkpoint_file(checkpoint))
             model, name = loaded.model, str(loaded.config["model"]["name"])
             names = loaded.config.get("classes") or ()
         else:
@@ -103,18 +101,6 @@ def open_network(
 def class_names(dataset: str) -> tuple[str, ...]:
     """The classes of a data set's labels; those of "scenes", too."""
     return PerspectiveScenes.classes if dataset == "scenes" else DATASETS[dataset].classes
-
-
-def _checkpoint_file(path: Path) -> Path:
-    if not path.is_dir():
-        return path
-    for name in CHECKPOINT_FILES:
-        if (path / name).exists():
-            return path / name
-    raise NetworkError(
-        f"the folder {path} must hold {' or '.join(CHECKPOINT_FILES)}, got neither. Name the "
-        "--output of perfconv train, or a file."
-    )
 
 
 def _pools(model: nn.Module) -> list[DepthAwarePool]:
