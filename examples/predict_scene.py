@@ -1,4 +1,4 @@
-"""The small network that ships with the package, on a made-up scene: what it sees, and where it computes."""
+"""The small network that ships with the package, on a made-up scene: what it sees and computes."""
 
 import torch
 
@@ -17,9 +17,8 @@ ratio = (maps["log_depth"][0].exp() / scene.depth_m)[scene.depth_valid].log().ab
 print(f"labels: {100 * right.float().mean():.0f} % of the pixels are right")
 print(f"depth: a factor of {ratio.median():.2f} off, median")
 count = perfconv.flops.count(model, image)
-needed, executed = count.active_macs / 1e6, count.executed_macs / 1e6  # small layers run densely
-print(
-    f"million MACs: {needed:.1f} needed, {executed:.1f} executed, {count.dense_macs / 1e6:.1f} dense"
-)
+macs = {"needed": count.active_macs, "executed": count.executed_macs, "dense": count.dense_macs}
+for name, value in macs.items():  # at such densities layers as small as these run densely
+    print(f"{name}: {value / 1e6:.1f} million MACs")
 for call in perfconv.viz.decisions(model, image).calls:
     print(f"{call.name}: {100 * call.gate.mask.float().mean():.0f} % of the pixels")
