@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from perfconv._bench.timing import Call, CpuClock
+from perfconv.nn.captured import graph_of
 
 DEFAULT_CACHE_BYTES = 64 * 2**20
 WARM_UP = 10
@@ -52,16 +53,7 @@ class DeviceClock(CpuClock):
 
     def captured(self, call: Call) -> Call:
         """The call as a CUDA graph: what the GPU takes, without Python and dispatch."""
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                call()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            call()
-        return graph.replay
+        return graph_of(call).replay
 
     def once(self, call: Call) -> tuple[torch.cuda.Event, torch.cuda.Event]:
         self.flushed.zero_()

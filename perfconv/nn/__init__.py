@@ -1,5 +1,6 @@
 """Modules built on the operators."""
 
+from perfconv.nn.captured import CapturedCall
 from perfconv.nn.cell_gate import CellGate, SharedGate
 from perfconv.nn.conv import PerforatedConv2d, prepack
 from perfconv.nn.depth_bins import (
@@ -40,6 +41,7 @@ __all__ = [
     "NYUV2",
     "NYUV2_M",
     "BinaryGate",
+    "CapturedCall",
     "CellGate",
     "DepthAwarePool",
     "DepthBins",

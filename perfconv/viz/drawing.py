@@ -44,13 +44,13 @@ def grid(
 def draw_image(axes: "Axes", image: Tensor, title: str = "image") -> "AxesImage":
     """(3, H, W), red, green, blue in [0, 1]."""
     axes.set_title(title, color=INK, fontsize=9)
-    return axes.imshow(image.permute(1, 2, 0).clamp(0, 1).numpy())
+    return axes.imshow(image.permute(1, 2, 0).clamp(0, 1).numpy(force=True))
 
 
 def draw_ponder(axes: "Axes", ponder: Tensor, layers: int) -> None:
     """(H, W), active layers per pixel out of ``layers``, with its colour bar."""
     drawn = axes.imshow(
-        ponder.numpy(), cmap=PONDER_COLOURS, vmin=0, vmax=layers, interpolation="nearest"
+        ponder.numpy(force=True), cmap=PONDER_COLOURS, vmin=0, vmax=layers, interpolation="nearest"
     )
     axes.set_title(f"ponder map  (mean {ponder.mean().item():.1f} of {layers})", color=INK,
                    fontsize=9)  # fmt: skip
@@ -70,7 +70,7 @@ def draw_choice(
     count = len(dilations)
     colours = matplotlib.colormaps[CHOICE_COLOURS].resampled(count)
     norm = BoundaryNorm([position - 0.5 for position in range(count + 1)], count)
-    values = np.ma.masked_less(choice.numpy(), 0)
+    values = np.ma.masked_less(choice.numpy(force=True), 0)
     extent = (0, size[1], size[0], 0)
     drawn = axes.imshow(values, cmap=colours, norm=norm, interpolation="nearest", extent=extent)
     axes.set_title(title, color=INK, fontsize=9)

@@ -225,7 +225,7 @@ def _draw_mask(axes: "Axes", names: Sequence[str], mask: Tensor, size: tuple[int
     from matplotlib.colors import ListedColormap
 
     axes.imshow(
-        mask.numpy(), cmap=ListedColormap([SKIPPED, COMPUTED]), vmin=0, vmax=1,
+        mask.numpy(force=True), cmap=ListedColormap([SKIPPED, COMPUTED]), vmin=0, vmax=1,
         interpolation="nearest", extent=(0, size[1], size[0], 0),
     )  # fmt: skip
     share = mask.float().mean().item()

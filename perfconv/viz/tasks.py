@@ -124,7 +124,9 @@ def draw_maps(
             draw_image(place, coloured_normals(normals), f"{TITLES[task]}: {title}")
     else:
         for place, (title, boundary) in zip(places, maps.items(), strict=True):
-            drawn = place.imshow(boundary[0].numpy(), cmap=BOUNDARY_COLOURS, vmin=0, vmax=1)
+            drawn = place.imshow(
+                boundary[0].numpy(force=True), cmap=BOUNDARY_COLOURS, vmin=0, vmax=1
+            )
             place.set_title(f"{TITLES[task]}: {title}", color=INK, fontsize=9)
         colour_bar(_neighbours(places), drawn).set_label("probability", color=INK, fontsize=7)
 
@@ -184,7 +186,7 @@ def _draw_depth(maps: dict[str, Tensor], places: "Sequence[Axes]") -> None:
     colours = matplotlib.colormaps[DEPTH_COLOURS].with_extremes(bad=UNKNOWN)
     norm = LogNorm(near, far, clip=True)
     for place, (title, depth_m) in zip(places, maps.items(), strict=True):
-        values = depth_m[0].numpy()
+        values = depth_m[0].numpy(force=True)
         shown = np.ma.masked_where(~(np.isfinite(values) & (values > 0)), values)
         drawn = place.imshow(shown, cmap=colours, norm=norm, interpolation="nearest")
         place.set_title(f"{TITLES['log_depth']}: {title}", color=INK, fontsize=9)

@@ -3,8 +3,6 @@
 Needs a GPU. A host synchronisation makes a capture fail: these tests also show that there is none.
 """
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from helpers import random_mask
@@ -14,6 +12,8 @@ from torch.utils._pytree import tree_leaves
 
 import perfconv
 from perfconv import PerforatedConv2d
+from perfconv.nn.captured import CapturedCall
+from perfconv.nn.captured import graph_of as capture
 from perfconv.ops import perforated_conv2d_into
 
 pytestmark = pytest.mark.cuda
@@ -29,20 +29,6 @@ def masks(device: torch.device) -> list[Tensor]:
         random_mask(2, 1, *SHAPE[2:], density=density, seed=seed).to(device)
         for seed, density in enumerate(DENSITIES)
     ]
-
-
-def capture(call: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    """A graph of the call, after three calls on a stream of their own as torch asks for."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph
 
 
 def draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -222,18 +208,15 @@ def test_networks_replay_with_other_images(gpu: torch.device, call: str, fuses: 
     model = network(named(call)).to(gpu)
     if fuses:
         model = perfconv.fuse(model, inplace=True)
-    arguments = [argument.to(gpu) for argument in inputs(named(call))]
-    results = {}
-    with torch.no_grad():
-        graph = capture(lambda: results.update(outputs=model(*arguments)))
-        for seed in range(2, 5):
-            for argument, drawn in zip(arguments, inputs(named(call), seed), strict=True):
-                argument.copy_(drawn)
-            graph.replay()
-            found, expected = tree_leaves(results["outputs"]), tree_leaves(model(*arguments))
-            for one, other in zip(found, expected, strict=True):
-                if isinstance(other, Tensor):
-                    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    captured = CapturedCall(model, *(argument.to(gpu) for argument in inputs(named(call))))
+    for seed in range(2, 5):
+        drawn = inputs(named(call), seed)
+        with torch.no_grad():
+            expected = tree_leaves(model(*(argument.to(gpu) for argument in drawn)))
+        found = tree_leaves(captured(*drawn))
+        for one, other in zip(found, expected, strict=True):
+            if isinstance(other, Tensor):
+                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 def test_no_synchronisation(gpu: torch.device) -> None:

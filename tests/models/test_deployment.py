@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from named_networks import VARIANTS, inputs, named, network
+from no_waiting import NoWaiting
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import perfconv
@@ -66,21 +66,6 @@ def check(variant, run: Run, tolerance: float = 1e-4) -> None:
     model, arguments = network(variant), inputs(variant)
     with torch.no_grad():
         assert_same(run(model, arguments), model(*arguments), tolerance)
-
-
-class NoWaiting(TorchDispatchMode):
-    """Fails where a GPU would have to be waited for: values read, tensors made from numbers."""
-
-    REFUSED = ("_local_scalar_dense", "lift_fresh", "nonzero", "masked_select", "equal", "_unique2")
-
-    def __torch_dispatch__(self, operator, types, arguments=(), options=None):
-        name = operator.overloadpacket.__name__
-        indices = arguments[1] if name.startswith(("index", "_unsafe_index")) else ()
-        indices = indices if isinstance(indices, list | tuple) else ()
-        reads = any(index is not None and index.dtype == torch.bool for index in indices)
-        assert name not in self.REFUSED, name
-        assert not reads, "indexed by a mask"
-        return operator(*arguments, **(options or {}))
 
 
 # ---- one of each, always -------------------------------------------------------------------------
