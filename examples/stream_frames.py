@@ -10,7 +10,7 @@ mask to come. Every frame also goes through the same network without its ponder 
 that shows, and without its gates.
 
 Latency is from a frame in memory to results on the device. A file is read before that, a picture
-drawn after it. float32 on a CPU, bfloat16 on a GPU.
+drawn after it. float32 on a CPU, bfloat16 on a GPU. Needs pip install 'perfconv[predict]'.
 """
 
 import argparse
@@ -189,7 +189,9 @@ def main() -> None:
             image = image.pin_memory()  # else the copy to the GPU waits
         calls = calls or captured(gated, dense, image, options.device)
         found = {}
-        for kind in list(calls)[:: 1 if number % 2 else -1]:  # each is first as often as last
+        for kind in list(calls)[
+            :: 1 if number % 2 else -1
+        ]:  # gated and dense take turns at being first
             found[kind], time_ms = timed(calls[kind], image, options.device)
             times.setdefault(kind, []).append(time_ms)
         seen: Seen = found["gated"]
