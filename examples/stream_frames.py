@@ -189,9 +189,8 @@ def main() -> None:
             image = image.pin_memory()  # else the copy to the GPU waits
         calls = calls or captured(gated, dense, image, options.device)
         found = {}
-        for kind in list(calls)[
-            :: 1 if number % 2 else -1
-        ]:  # gated and dense take turns at being first
+        turns = list(calls) if number % 2 else list(reversed(calls))  # gated first, dense first
+        for kind in turns:
             found[kind], time_ms = timed(calls[kind], image, options.device)
             times.setdefault(kind, []).append(time_ms)
         seen: Seen = found["gated"]
