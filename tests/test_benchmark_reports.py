@@ -93,6 +93,9 @@ def test_other_machines_are_not_compared(tmp_path, capsys):
     new = write(tmp_path / "new.jsonl", [{**head, "threads": 64}, *rows])
     assert regression.main([str(old), str(new)]) == 2
     assert "threads is 2 in the one and 64 in the other" in capsys.readouterr().err
+    new = write(tmp_path / "new.jsonl", [{**head, "device": "a GPU"}, *rows])
+    assert regression.main([str(old), str(new)]) == 2
+    assert "device is None in the one and 'a GPU' in the other" in capsys.readouterr().err
     new = write(tmp_path / "new.jsonl", [head])
     assert regression.main([str(old), str(new)]) == 2
     assert "no cell in common" in capsys.readouterr().err

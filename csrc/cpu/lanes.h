@@ -26,9 +26,6 @@ struct LaneGroups {
 inline LaneGroups output_lanes(const ConvGeometry& g) {
   return {g.groups, g.group_out_channels(), g.group_in_channels()};
 }
-inline LaneGroups input_lanes(const ConvGeometry& g) {
-  return {g.groups, g.group_in_channels(), g.group_out_channels()};
-}
 
 // LaneBlocks with the memory that they point to.
 template <class Acc>

@@ -17,13 +17,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from perfconv._bench.results_file import ResultsError, read
+from perfconv._bench.results_file import SAME_MACHINE, ResultsError, read
 
 # Set after two runs of one build, of which 5 % called 2 cells of 16 slower.
 SMALLEST_CHANGE = 0.15
 LARGEST_DRIFT = 1.25  # of the dense time between the two runs
 BASELINES = ("dense", "nonzero")  # compared with themselves
-SAME_MACHINE = ("processor", "isa", "threads", "torch")
 
 Key = tuple[str, str, str]
 
@@ -83,7 +82,7 @@ def by_key(rows: Iterable[dict]) -> dict[Key, dict]:
 
 def why_not_comparable(old_head: dict, new_head: dict) -> str | None:
     """The first thing that two machines or settings differ in, if any."""
-    for name in SAME_MACHINE:
+    for name in (*SAME_MACHINE, "threads"):
         old, new = old_head.get(name), new_head.get(name)
         if old != new:
             return f"{name} is {old!r} in the one and {new!r} in the other"

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TextIO
 
-# What has to be the same for a file to be continued, or for two files to be compared.
-SAME_MACHINE = ("processor", "isa", "torch", "device", "settings")
+# What has to be the same for two files to be compared, and more for a file to be continued.
+SAME_MACHINE = ("processor", "isa", "torch", "device")
+SAME_RUN = (*SAME_MACHINE, "settings")
 
 Key = tuple[str, str, int]  # problem, pass, threads
 
@@ -62,8 +63,8 @@ def row_key(row: dict, head: dict) -> Key:
 
 
 def difference(old_head: dict, new_head: dict) -> str | None:
-    """The first thing that two machines differ in, if any; files without it say nothing of it."""
-    for name in SAME_MACHINE:
+    """The first thing that two runs differ in, if any; files without it say nothing of it."""
+    for name in SAME_RUN:
         old, new = old_head.get(name), new_head.get(name)
         if old != new and name in old_head and name in new_head:
             return f"{name} is {old!r} in the one and {new!r} in the other"
@@ -88,7 +89,7 @@ class ResultsFile:
         except (OSError, ValueError) as error:
             raise ResultsError(
                 f"{path} cannot be continued: {error}. Give another --output."
-            ) from (error)
+            ) from error
         if kept.strip():
             old_head, rows = read(path)
             reason = difference(old_head, head)
