@@ -79,8 +79,8 @@ def _place(device: str | None) -> torch.device:
         there = torch.cuda.device_count()
         if (place.index or 0) >= there:
             raise ValueError(
-                f"--device must be there, got {place}, and torch sees {there} GPUs. Start as many "
-                "processes as there are GPUs, or train with --device cpu."
+                f"--device must be one that is there, got {place}, and torch sees {there} GPUs. "
+                "Start no more processes than there are GPUs, or take --device cpu."
             )
         torch.cuda.set_device(place)
     elif place.type != "cpu":
