@@ -12,9 +12,15 @@ from perfconv._bench.problems import Problem, make_mask
 
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 GRADIENTS = ("input", "weight", "bias")
-BOUNDS = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 5e-2}  # of the largest result, as a share
+BOUNDS = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 5e-2}  # of what is compared, as a share
 
 TF32_BOUND = 2e-2  # torch may multiply float32 in tf32 on a GPU
+
+
+def rounding_bound(values: Tensor) -> float:
+    """By how much two ways to ``values`` may differ, as a share of the largest, or of the norm."""
+    bound = BOUNDS[str(values.dtype).removeprefix("torch.")]
+    return bound if values.device.type == "cpu" else max(bound, TF32_BOUND)
 
 
 class ConvCase:
@@ -154,10 +160,7 @@ class ConvCase:
             self._check_near(f"the {of} gradient of {name}", value, self.expected_gradients[of])
 
     def _check_near(self, what: str, found: Tensor, expected: Tensor) -> None:
-        share = BOUNDS[self.problem.dtype]
-        if self.device.type != "cpu":
-            share = max(share, TF32_BOUND)
-        bound = share * max(1.0, expected.abs().max().item())
+        bound = rounding_bound(self.input) * max(1.0, expected.abs().max().item())
         error = (found.detach().float() - expected).abs().max().item()
         if not error <= bound:
             raise AssertionError(f"{self.problem.name}: {what} is off by {error}")

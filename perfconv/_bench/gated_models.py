@@ -10,6 +10,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils._pytree import tree_leaves
 
 import perfconv
+from perfconv._bench.conv_case import rounding_bound
 from perfconv._bench.timing import CpuClock, fastest
 from perfconv._bench.timing_cuda import make_clock
 from perfconv.nn import PixelGate
@@ -82,8 +83,7 @@ def network_dtype(device: str) -> torch.dtype:
 
 def check_near(what: str, found: Tensor, wanted: Tensor) -> None:
     """Up to the rounding of the dtype."""
-    share = 1e-3 if found.dtype == torch.float32 and found.device.type == "cpu" else 5e-2
-    if not (found.float() - wanted.float()).norm() <= share * wanted.float().norm():
+    if not (found.float() - wanted.float()).norm() <= rounding_bound(found) * wanted.float().norm():
         raise AssertionError(f"{what} is off")
 
 

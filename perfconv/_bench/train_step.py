@@ -12,14 +12,13 @@ import torch
 from torch import Tensor, nn
 
 import perfconv
-from perfconv._bench.conv_case import TF32_BOUND
+from perfconv._bench.conv_case import rounding_bound
 from perfconv._bench.tasks import Options, Task
 from perfconv._bench.timing import Call, compared, fastest
 from perfconv._bench.timing_cuda import make_clock
 from perfconv.models.resnet import BasicBlock
 
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
-BOUND = 1e-3  # between two ways to a gradient, of its norm
 
 
 def make_network(channels: int) -> nn.Sequential:
@@ -83,7 +82,6 @@ def check(
     With every gate open they are those of the plain network. At the density frozen gates run
     sparsely and learning gates compute every pixel: two ways to the same gradients.
     """
-    share = BOUND if images.device.type == "cpu" else TF32_BOUND
     wanted = gradients(plain, None, images, labels)
     same = {name: gradients(model, density, images, labels) for name, model in models.items()}
     pairs = [
@@ -94,7 +92,7 @@ def check(
         perfconv.force_gates(model, density)
     for name, expected, found in pairs:
         for parameter, value in expected.items():
-            if not (found[parameter] - value).norm() <= share * value.norm():
+            if not (found[parameter] - value).norm() <= rounding_bound(value) * value.norm():
                 raise AssertionError(
                     f"a training step with {name}: the gradient of {parameter} is off"
                 )

@@ -228,8 +228,8 @@ def _draw_mask(axes: "Axes", names: Sequence[str], mask: Tensor, size: tuple[int
         mask.numpy(force=True), cmap=ListedColormap([SKIPPED, COMPUTED]), vmin=0, vmax=1,
         interpolation="nearest", extent=(0, size[1], size[0], 0),
     )  # fmt: skip
-    share = mask.float().mean().item()
-    axes.set_title(f"{_joined(names)}  ({share:.2f})", color=INK, fontsize=9)
+    density = mask.float().mean().item()
+    axes.set_title(f"{_joined(names)}  ({density:.2f})", color=INK, fontsize=9)
 
 
 def _joined(names: Sequence[str]) -> str:
