@@ -117,11 +117,12 @@ void convert_row(const T* from, A* to, int64_t channels) {
 template <class T, class A>
 class LineRows {
  public:
-  // Of an input that the active pixels read often enough to be worth the copy.
+  // Of an input that the active pixels read often enough to be worth the copy, with less padding
+  // than pixels: that of strided taps may be too large for memory.
   static bool takes(const ConvGeometry& g, int64_t active, int64_t depth_step) {
     return g.groups == 1 && g.dilation_w == 1 && g.kernel_width > 1 &&
            g.kernel_width * g.in_channels % depth_step == 0 &&
-           2 * active * g.taps() > g.in_pixels();
+           g.pad_left + g.pad_right <= g.in_width && 2 * active * g.taps() > g.in_pixels();
   }
   static int64_t elements(const ConvGeometry& g) {
     return (g.batch * g.in_height + 1) * line_elements(g);

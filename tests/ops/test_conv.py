@@ -7,6 +7,7 @@ nobody writes fails too.
 import numpy
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import ALGORITHMS, DTYPES, Problem, check, relayout
 
 import perfconv
@@ -77,6 +78,19 @@ def test_output_has_layout_of_input(algorithm: str, layout: str) -> None:
     )
     format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     assert output.is_contiguous(memory_format=format)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_padding_beyond_memory(algorithm: str) -> None:
+    """Two columns of outputs, far apart: the left one reads nothing but padding."""
+    far = 1 << 29
+    input, weight = torch.randn(8, 3, 8, 1), torch.randn(5, 3, 1, 2)
+    output = perfconv.perforated_conv2d(
+        input, weight, torch.ones(1, 1, 8, 2, dtype=torch.bool),
+        stride=(1, far), padding=(0, far), algorithm=algorithm,
+    )  # fmt: skip
+    assert torch.equal(output[..., 0], torch.zeros(8, 5, 8))
+    torch.testing.assert_close(output[..., 1:], F.conv2d(input, weight[..., :1]))
 
 
 def test_without_batch_dimension() -> None:
