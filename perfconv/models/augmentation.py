@@ -112,7 +112,7 @@ def _scaled(images: Tensor, scale: float) -> Tensor:
 
 
 def resized_images(images: Tensor, size: tuple[int, int], *, is_smaller: bool) -> Tensor:
-    """Bilinear, antialiased where it becomes smaller, which torch has not in 16 bits on the CPU."""
+    """(N, C, *size), bilinear, antialiased if smaller, which torch has not in 16 bits on a CPU."""
     wide = images.to(torch.promote_types(images.dtype, torch.float32))
     resized = F.interpolate(wide, size, mode="bilinear", align_corners=False, antialias=is_smaller)
     return resized.to(images.dtype)

@@ -25,6 +25,7 @@ from perfconv.train.networks import Network, build_network
 
 FORMAT = "perfconv checkpoint 1"
 SUFFIX = ".writing"
+MODEL_SUFFIX = ".safetensors"
 METADATA = "perfconv"  # one key of a model file: several would have no fixed order
 FINAL, LAST = "model.pt", "last.pt"  # in the folder of a run: finished, or under way
 
@@ -155,18 +156,29 @@ def write_model(path: str | Path, model: Loaded) -> None:
     Weights of two dimensions and more become float16; vectors, BatchNorm's among them, keep their
     dtype. Same model, same bytes.
 
+    Args:
+        path: ends in ``.safetensors``, by which :func:`load_model` knows a model file.
+        model: the network, and what is to be kept as its config.
+
     Raises:
+        ValueError: ``path`` ends otherwise.
         CheckpointError: it cannot be written; what was there is still there.
         ModuleNotFoundError: the package safetensors is not installed.
     """
     from safetensors.torch import save
 
+    path = Path(path)
+    if path.suffix != MODEL_SUFFIX:
+        raise ValueError(
+            f"write_model: path must end in {MODEL_SUFFIX}, by which load_model knows the file, "
+            f"got {path}. Name it so."
+        )
     state = {
         name: (value.half() if value.dim() > 1 else value).contiguous()
         for name, value in model.model.state_dict().items()
     }
     about = json.dumps({"format": FORMAT, "config": model.config})
-    replace_file(Path(path), save(state, {METADATA: about}))
+    replace_file(path, save(state, {METADATA: about}))
 
 
 def _read_model(path: Path) -> dict:
@@ -207,7 +219,7 @@ def load_model(path: str | Path) -> Loaded:
         ModuleNotFoundError: a model file without the package safetensors.
     """
     path = Path(path)
-    content = _read_model(path) if path.suffix == ".safetensors" else read_checkpoint(path)
+    content = _read_model(path) if path.suffix == MODEL_SUFFIX else read_checkpoint(path)
     config = content["config"]
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then overwritten
         model = build_network(config["model"]["name"], config["model"]["arguments"])

@@ -77,6 +77,8 @@ def test_a_model_file(tmp_path: Path) -> None:
         load_model(path)
     with pytest.raises(FileNotFoundError):
         load_model(tmp_path / "none.safetensors")
+    with pytest.raises(ValueError, match=r"write_model: path must end in .safetensors, .*model.pt"):
+        write_model(tmp_path / "model.pt", loaded)
 
 
 def test_the_model_that_ships() -> None:
