@@ -88,6 +88,7 @@ bool always_wins_backward(const ConvGeometry& g, StorageType storage) {
 
 enum MeasuredClass {
   kDepthwiseM,
+  kSmallGroupsM,
   kFewInputsM,
   kFewOutputsM,
   kNarrowM,
@@ -98,6 +99,7 @@ enum MeasuredClass {
 
 constexpr std::array kMeasuredNames{
     "depthwise",
+    "groups of fewer than 16 channels",
     "fewer than 16 input channels a group",
     "fewer than 16 output channels a group",
     "16 to 63 channels",
@@ -128,6 +130,7 @@ MeasuredClass measured_class(const ConvGeometry& g) {
   constexpr int64_t kLargeMap = 2048;
   const int64_t fewest = std::min(g.group_in_channels(), g.group_out_channels());
   if (g.is_depthwise()) return kDepthwiseM;
+  if (has_small_groups(g)) return kSmallGroupsM;
   if (g.group_in_channels() < 16) return kFewInputsM;
   if (g.group_out_channels() < 16) return kFewOutputsM;
   if (fewest < 64) return kNarrowM;

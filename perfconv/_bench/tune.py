@@ -26,10 +26,13 @@ LAYERS = {
         Problem(64, 64, 120, 160, groups=64),
         Problem(256, 256, 60, 80, groups=256),
     ),
+    "groups of fewer than 16 channels": (
+        Problem(128, 128, 60, 80, groups=32),
+        Problem(256, 256, 30, 40, groups=32),
+    ),
     "fewer than 16 input channels a group": (
         Problem(3, 64, 120, 160),
         Problem(8, 32, 120, 160),
-        Problem(128, 128, 60, 80, groups=32),
     ),
     "fewer than 16 output channels a group": (
         Problem(64, 1, 120, 160),

@@ -53,6 +53,17 @@ def test_the_choice_goes_by_the_table_and_explain_says_so() -> None:
     assert verdict(0.5)[0] == "implicit_gemm"
 
 
+def test_small_groups_are_a_class_of_their_own() -> None:
+    """On kernels of their own: what was measured of few channels does not hold for them."""
+    tuning.use_table(table(0.1, "fewer than 16 input channels a group"), "measured here")
+    arguments = torch.randn(1, 64, 10, 10), torch.randn(64, 4, 3, 3), torch.rand(1, 1, 10, 10) < 0.5
+    reason = perfconv.explain(*arguments, padding=1, groups=16)[0][2]
+    assert reason.endswith("shipped table")
+    tuning.use_table(table(0.2, "groups of fewer than 16 channels"), "measured here")
+    reason = perfconv.explain(*arguments, padding=1, groups=16)[0][2]
+    assert "break-even density 0.2" in reason
+
+
 def test_the_deterministic_mode_takes_the_shipped_table() -> None:
     tuning.use_table(table(0.1), "measured here")
     assert verdict(0.5)[0] == "dense"
@@ -99,10 +110,11 @@ def test_other_tables_are_refused(densities: dict, message: str) -> None:
 
 
 def test_the_native_door_counts() -> None:
-    with pytest.raises(ValueError, match="a table has 28 densities, got 1"):
+    entries = len(tuning.shape_classes()) * len(tuning.DTYPES) * len(tuning.PASSES)
+    with pytest.raises(ValueError, match=f"a table has {entries} densities, got 1"):
         perfconv._ext._C.set_break_even([0.5], "")
     with pytest.raises((ValueError, RuntimeError), match="must be in .0, 1. or NaN"):
-        perfconv._ext._C.set_break_even([2.0] * 28, "")
+        perfconv._ext._C.set_break_even([2.0] * entries, "")
 
 
 def test_the_file_is_read_at_import(tmp_path, monkeypatch) -> None:
