@@ -1,22 +1,18 @@
 """Networks of torchvision and timm, where these can be imported.
 
 The torchvision of the package index needs CUDA libraries for its own operators and, next to a CPU
-torch, fails at import because their schemas are missing. The networks use none of them, so the
-schemas alone, defined here, make it and timm importable.
+torch, fails at import because their schemas are missing. perfconv._bench.networks defines them.
 """
 
 import importlib
 import importlib.util
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-SCHEMAS = (
-    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-)
+from perfconv._bench.networks import importable
+
 TORCH = "2.13."
 # Package and network: whether every block of it can be gated.
 FOREIGN = {
@@ -43,21 +39,6 @@ SLOW = {
     "segmentation_models_pytorch.timm-tf_efficientnet_lite0": False,
     "segmentation_models_pytorch.tu-regnety_002": False,
 }
-_defined: list[torch.library.Library] = []  # schemas live as long as their library
-
-
-def _define_missing_operators() -> None:
-    spec = importlib.util.find_spec("torchvision")
-    if spec is None or spec.origin is None or _defined:
-        return
-    (native,) = Path(spec.origin).parent.glob("_C*.so")
-    try:
-        torch.ops.load_library(str(native))
-    except OSError:
-        library = torch.library.Library("torchvision", "DEF")
-        for schema in SCHEMAS:
-            library.define(schema)
-        _defined.append(library)
 
 
 def make_importable(*packages: str) -> None:
@@ -67,7 +48,7 @@ def make_importable(*packages: str) -> None:
             pytest.skip(f"{package} is not installed (make test installs tests/requirements.txt)")
     if not torch.__version__.startswith(TORCH):
         pytest.skip(f"the torchvision of tests/requirements.txt belongs to torch {TORCH}")
-    _define_missing_operators()
+    importable("torchvision")
 
 
 def foreign_network(name: str) -> nn.Module:
