@@ -5,27 +5,18 @@
 #include "cuda/active.h"
 #include "cuda/dense.h"
 #include "cuda/device_call.h"
+#include "cuda/device_traits.h"
 #include "cuda/gather_gemm.h"
 #include "cuda/images.h"
 #include "cuda/kernels/launch_sm90a.h"
 #include "cuda/nearest.h"
 #include "cuda/operators.h"
-#include "cuda/planner.h"
 
 namespace perfconv::cuda {
 namespace {
 
 OptionalTensor contiguous(const OptionalTensor& tensor) {
   return tensor ? OptionalTensor(torch::stable::contiguous(*tensor)) : std::nullopt;
-}
-
-bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
-
-DeviceTraits traits(const LaunchContext& context, const ForwardArgs& args) {
-  return {.storage = args.storage,
-          .allow_tf32 = args.allow_tf32,
-          .is_aligned = is_aligned(args.input) && is_aligned(args.weight),
-          .compute_capability = context.compute_capability};
 }
 
 // What the epilogue reads: a tensor, or none, or the output itself where that is its place.
@@ -36,7 +27,8 @@ const void* epilogue_image(DeviceCall& call, const OptionalTensor& tensor, const
 }
 
 void run_kernel(DeviceCall& call, ForwardArgs& args, ConvAlgorithm algorithm) {
-  switch (forward_kernel(args.geometry, traits(call.context(), args), algorithm)) {
+  const DeviceTraits device = device_traits(call.context(), args, args.input, args.weight);
+  switch (forward_kernel(args.geometry, device, algorithm)) {
     case ForwardKernel::kWgmma:
       args.workspace = call.scratch(forward_wgmma_workspace(call.context(), args));
       return call.check(launch_forward_wgmma(call.context(), args));

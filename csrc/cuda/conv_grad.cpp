@@ -8,6 +8,7 @@
 #include "core/registration.h"
 #include "cuda/active.h"
 #include "cuda/device_call.h"
+#include "cuda/device_traits.h"
 #include "cuda/gather_gemm.h"
 #include "cuda/images.h"
 #include "cuda/kernels/launch_sm90a.h"
@@ -27,14 +28,9 @@ Tensor masked(const Tensor& grad_output, const Tensor& mask) {
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
-
 GradKernel choose_kernel(const LaunchContext& context, Gradient which, const GradArgs& args,
                          ConvAlgorithm wanted) {
-  const DeviceTraits device{.storage = args.storage,
-                            .allow_tf32 = args.allow_tf32,
-                            .is_aligned = is_aligned(args.grad_output) && is_aligned(args.operand),
-                            .compute_capability = context.compute_capability};
+  const DeviceTraits device = device_traits(context, args, args.grad_output, args.operand);
   return grad_kernel(which, args.geometry, device,
                      choose_algorithm(args.geometry, device, wanted, std::nullopt));
 }

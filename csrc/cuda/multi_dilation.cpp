@@ -2,6 +2,7 @@
 #include "core/multi_dilation_arguments.h"
 #include "core/registration.h"
 #include "cuda/device_call.h"
+#include "cuda/device_traits.h"
 #include "cuda/images.h"
 #include "cuda/kernels/launch_sm90a.h"
 #include "cuda/nearest.h"
@@ -38,16 +39,6 @@ MultiDilationArgs branch_args(const char* op, DeviceCall& call, const MultiDilat
   return args;
 }
 
-bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
-
-DeviceTraits traits(const LaunchContext& context, const MultiDilationArgs& args, const void* left,
-                    const void* right) {
-  return {.storage = args.storage,
-          .allow_tf32 = args.allow_tf32,
-          .is_aligned = is_aligned(left) && is_aligned(right),
-          .compute_capability = context.compute_capability};
-}
-
 // Whether tiles take the problem: the rules of the perforated convolution's gradients, which are
 // also those of its forward pass and more.
 bool takes_tiles(const MultiDilationArgs& args, const DeviceTraits& device) {
@@ -74,7 +65,7 @@ SortedBranches sort_branches(DeviceCall& call, const MultiDilationArgs& args) {
 }
 
 void run_forward(DeviceCall& call, const MultiDilationArgs& args) {
-  const DeviceTraits device = traits(call.context(), args, args.input, args.weight);
+  const DeviceTraits device = device_traits(call.context(), args, args.input, args.weight);
   if (!takes_tiles(args, device)) {
     return call.check(launch_multi_dilation_forward(call.context(), args));
   }
@@ -116,7 +107,7 @@ std::vector<SortedPixels> sort_patterns(DeviceCall& call, const MultiDilationArg
 void run_dgrad(DeviceCall& call, const MultiDilation& problem, const MultiDilationArgs& args) {
   const ConvGeometry& g = args.geometry;
   if (g.in_pixels() == 0) return;
-  const DeviceTraits device = traits(call.context(), args, args.grad_output, args.weight);
+  const DeviceTraits device = device_traits(call.context(), args, args.grad_output, args.weight);
   if (!takes_tiles(args, device)) {
     return call.check(launch_multi_dilation_dgrad(call.context(), args));
   }
@@ -149,7 +140,7 @@ void run_dgrad(DeviceCall& call, const MultiDilation& problem, const MultiDilati
 }
 
 void run_wgrad(DeviceCall& call, const MultiDilationArgs& args) {
-  if (!takes_tiles(args, traits(call.context(), args, args.grad_output, args.input))) {
+  if (!takes_tiles(args, device_traits(call.context(), args, args.grad_output, args.input))) {
     return call.check(launch_multi_dilation_wgrad(call.context(), args));
   }
   const SortedBranches pixels = sort_branches(call, args);
