@@ -74,6 +74,21 @@ OutputRange outputs_inside(int64_t offset, int64_t stride, int64_t outputs, int6
   return {begin, std::min(end, outputs)};
 }
 
+// The taps whose offset, `tap * dilation - before`, lies in (-reach, inputs): no others read an
+// input.
+struct TapRange {
+  int64_t begin;
+  int64_t end;
+};
+
+TapRange taps_inside(int64_t taps, int64_t dilation, int64_t before, int64_t reach,
+                     int64_t inputs) {
+  const int64_t first = before - reach + 1;
+  const int64_t begin = first > 0 ? (first + dilation - 1) / dilation : 0;
+  const int64_t end = inputs + before > 0 ? (inputs + before + dilation - 1) / dilation : 0;
+  return {begin, std::min(end, taps)};
+}
+
 // to[i * stride] |= from[i], 0 or 1.
 void mark(const uint8_t* from, int64_t count, int64_t stride, uint8_t* to) {
   if (stride == 1) {
@@ -90,9 +105,11 @@ void mark(const uint8_t* from, int64_t count, int64_t stride, uint8_t* to) {
 void expand(const uint8_t* mask, int64_t images, const ConvGeometry& g, uint8_t* to) {
   if (g.in_width == 0) return;
   std::vector<uint8_t> row(static_cast<size_t>(g.in_width));
+  const TapRange along = taps_inside(g.kernel_width, g.dilation_w, g.pad_left,
+                                     (g.out_width - 1) * g.stride_w + 1, g.in_width);
   for (int64_t line = 0; line < images * g.out_height; ++line) {
     std::fill(row.begin(), row.end(), uint8_t{0});
-    for (int64_t kw = 0; kw < g.kernel_width; ++kw) {
+    for (int64_t kw = along.begin; kw < along.end; ++kw) {
       const int64_t offset = kw * g.dilation_w - g.pad_left;
       const OutputRange x = outputs_inside(offset, g.stride_w, g.out_width, g.in_width);
       if (x.begin >= x.end) continue;
@@ -101,9 +118,9 @@ void expand(const uint8_t* mask, int64_t images, const ConvGeometry& g, uint8_t*
     }
     const int64_t y = line % g.out_height * g.stride_h - g.pad_top;
     uint8_t* image = to + line / g.out_height * g.in_height * g.in_width;
-    for (int64_t kh = 0; kh < g.kernel_height; ++kh) {
+    const TapRange down = taps_inside(g.kernel_height, g.dilation_h, -y, 1, g.in_height);
+    for (int64_t kh = down.begin; kh < down.end; ++kh) {
       const int64_t in_y = y + kh * g.dilation_h;
-      if (in_y < 0 || in_y >= g.in_height) continue;
       mark(row.data(), g.in_width, 1, image + in_y * g.in_width);
     }
   }
