@@ -1,5 +1,5 @@
 # perfconv_target(name): include path, warnings, sanitizers, and no path of the building machine.
-# perfconv_install(name): into the Python package, without a run path.
+# perfconv_install(name): into the Python package, stripped, without a run path.
 
 set(warning_flags -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Wnon-virtual-dtor)
 if(PERFCONV_WERROR)
@@ -15,6 +15,8 @@ set(sanitize_flags "")
 if(PERFCONV_SANITIZE)
   set(sanitize_flags -fsanitize=${PERFCONV_SANITIZE} -fno-omit-frame-pointer -g
                      -fno-sanitize-recover=undefined)
+else()
+  set(strip_flags -Wl,--strip-all)  # of symbols that nothing loads by: 0.2 MB of the wheel
 endif()
 
 function(perfconv_target name)
@@ -25,7 +27,7 @@ function(perfconv_target name)
 endfunction()
 
 function(perfconv_install name)
-  target_link_options(${name} PRIVATE ${sanitize_flags})
+  target_link_options(${name} PRIVATE ${sanitize_flags} ${strip_flags})
   # torch is loaded before these libraries are: no run path is baked in.
   set_target_properties(${name} PROPERTIES SKIP_BUILD_RPATH ON BUILD_RPATH "" INSTALL_RPATH "")
   install(TARGETS ${name} LIBRARY DESTINATION perfconv)
