@@ -302,7 +302,11 @@ def test_a_quick_run_of_gated_models(name, count, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("name", "problems"),
-    [("bottleneck", 2), pytest.param("resnet50", 1, marks=pytest.mark.slow)],
+    [
+        ("bottleneck", 2),
+        pytest.param("resnet50", 1, marks=pytest.mark.slow),
+        pytest.param("parser", 2, marks=pytest.mark.slow),
+    ],
 )
 def test_gated_models_as_graphs(name, problems, tmp_path):
     """Without a GPU the calls themselves; dense in both layouts, a block's gate apart."""

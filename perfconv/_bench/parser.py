@@ -4,7 +4,8 @@ Dense is the same trunk and head without gates and pool, BatchNorm folded, in th
 eager or (--no-compile leaves that out) through torch.compile; chosen at the small size. The
 parser is the faster of eager and compiled. Every gate makes its own decision, which is timed, and
 hands out a mask of 9-pixel blobs of one density. All densities take turns with the dense network.
-Random weights; the pool chooses freely.
+On a GPU once more with all of them as CUDA graphs, then none compiled. Random weights; the pool
+chooses freely.
 
 Verdicts: latency ratio within 5 points of the FLOPs ratio, peak memory not above the dense one's.
 """
@@ -125,9 +126,11 @@ def measure(
     densities: tuple[float, ...],
     rounds: int,
     options: Options,
+    is_graph: bool,
 ) -> Iterator[dict]:
     clock = make_clock(options.device)
-    best = dense_choice(dtype, options.device, options.with_compile, small)
+    with_compile = options.with_compile and not is_graph
+    best = dense_choice(dtype, options.device, with_compile, small)
     layout, _, compiled = best.partition(", ")
     parser = Parser(DTYPES[dtype], clock.device)
     parser.make_masks(size, densities)
@@ -142,9 +145,11 @@ def measure(
         parser.give(density)
         ratios[density] = perfconv.flops.count(parser.model, image)
     with torch.inference_mode():
-        own, parser.run = fastest_way(parser.model, image, clock, options.with_compile)
+        own, parser.run = fastest_way(parser.model, image, clock, with_compile)
         dense()  # compiles
         peaks = {name: clock.peak_bytes(call) for name, call in calls.items()}
+        if is_graph:
+            calls = {name: clock.captured(call) for name, call in calls.items()}
         times = clock.measure(calls, rounds)
     found = compared(times)
     for density in densities:
@@ -190,9 +195,20 @@ def tasks(options: Options) -> list[Task]:
     return [
         Task(
             f"pag_resnet50-{size[0]}x{size[1]}-{dtype}",
-            partial(measure, size, sizes[0], dtype, densities, min(options.pairs, rounds), options),
+            partial(
+                measure,
+                size,
+                sizes[0],
+                dtype,
+                densities,
+                min(options.pairs, rounds),
+                options,
+                pass_name == "graph",
+            ),
             describe,
+            pass_name,
         )
         for dtype in DTYPES
         for size, rounds in zip(sizes, ROUNDS, strict=False)
+        for pass_name in (("graph", "") if options.with_graphs else ("",))
     ]
