@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 import matplotlib
 import numpy as np
@@ -120,7 +121,9 @@ def latency_figure(measurement: Measurement) -> Figure:
 def agreement_figure(measurement: Measurement) -> Figure:
     """Agreement with the dense edges against speed-up."""
     figure, axes = _figure()
+    sides = cycle([((7, 4), "left", "bottom"), ((-7, -4), "right", "top")])
     for kind, (colour, marker, label) in KINDS.items():
+        place, right_or_left, above_or_below = next(sides)  # neighbouring curves cross
         rows = [row for row in measurement.rows if row.setting.kind == kind]
         if not rows:
             continue
@@ -130,9 +133,11 @@ def agreement_figure(measurement: Measurement) -> Figure:
             axes.annotate(
                 f"{row.density:g}",
                 (row.speedup.median, row.agreement),
-                (7, 4),
+                place,
                 textcoords="offset points",
-                color=INK,
+                ha=right_or_left,
+                va=above_or_below,
+                color=colour,
                 fontsize=9,
             )
     axes.plot(1, 1, "D", color=DENSE_COLOUR, markersize=8, label="dense")
