@@ -45,6 +45,42 @@ struct RowTable {
   int bias_offset;
 };
 
+// The rows of a tile's A that a thread copies, one chunk of each: every `step`th from the first on.
+template <class T, int count, int step>
+class GatheredRows {
+ public:
+  template <int rows>
+  __device__ GatheredRows(const RowTable<rows>& table, uint32_t first) {
+#pragma unroll
+    for (int i = 0; i < count; ++i) {
+      const uint32_t row = first + i * step;
+      base_[i] = table.base[row];
+      scale_[i] = table.scale[row];
+      taps_[i] = table.taps[row];
+    }
+  }
+
+  // place: shared address of the first row's chunk, the next one is `step` rows of row_bytes on;
+  // depth: of the chunk in a pixel of A. Zeros where a row has no such tap, or the depth ends.
+  template <int row_bytes>
+  __device__ void copy(const GemmArgs& args, const T* a, int tap, int depth, bool is_inside,
+                       uint32_t place) const {
+    const int32_t delta = args.delta[tap];
+#pragma unroll
+    for (int i = 0; i < count; ++i) {
+      const bool is_valid = (taps_[i] >> tap & 1u) != 0 && is_inside;
+      const uint32_t pixel = gathered_pixel(base_[i], scale_[i], delta);
+      const T* source = is_valid ? a + row_offset(pixel, args.a_pitch) + depth : a;
+      ptx::copy_16_async(place + i * step * row_bytes, source, is_valid);
+    }
+  }
+
+ private:
+  uint32_t base_[count];
+  int32_t scale_[count];
+  uint32_t taps_[count];
+};
+
 // A thread's share of the copies of every stage of one tile.
 template <class Tile>
 class StageLoader {
@@ -54,15 +90,7 @@ class StageLoader {
   // b already points at the group, the first column of the tile is `column`.
   __device__ StageLoader(const GemmArgs& args, const RowTable<Tile::kRows>& table, const T* a,
                          const T* b, int column)
-      : args_(args), a_(a), b_(b), column_(column) {
-#pragma unroll
-    for (int i = 0; i < kARows; ++i) {
-      const uint32_t row = first_row() + i * kRowStep;
-      base_[i] = table.base[row];
-      scale_[i] = table.scale[row];
-      taps_[i] = table.taps[row];
-    }
-  }
+      : args_(args), rows_(table, first_row()), a_(a), b_(b), column_(column) {}
 
   // Starts the copies of one slab of one tap; stage is the shared address of A, then B.
   __device__ void load(uint32_t stage, int tap, int slab) const {
@@ -76,7 +104,6 @@ class StageLoader {
 
  private:
   static constexpr int kRowStep = Tile::kThreads / kSlabChunks;
-  static constexpr int kARows = Tile::kRows / kRowStep;
   static constexpr int kBColumns = Tile::kColumns / kRowStep;
   static constexpr int kDepthStep = Tile::kThreads / Tile::kBRowChunks;
 
@@ -87,15 +114,8 @@ class StageLoader {
 
   __device__ void load_a(uint32_t tile, int tap, int slab) const {
     const int depth = slab * Tile::kDepth + static_cast<int>(chunk()) * Tile::kChunk;
-    const uint32_t place = tile + slab_offset(first_row(), chunk());
-    const int32_t delta = args_.delta[tap];
-#pragma unroll
-    for (int i = 0; i < kARows; ++i) {
-      const bool is_valid = (taps_[i] >> tap & 1u) != 0 && depth < args_.depth;
-      const uint32_t pixel = gathered_pixel(base_[i], scale_[i], delta);
-      const T* source = is_valid ? a_ + row_offset(pixel, args_.a_pitch) + depth : a_;
-      ptx::copy_16_async(place + i * kRowStep * kSlabBytes, source, is_valid);
-    }
+    rows_.template copy<kSlabBytes>(args_, a_, tap, depth, depth < args_.depth,
+                                    tile + slab_offset(first_row(), chunk()));
   }
 
   __device__ void load_b_by_column(uint32_t tile, int tap, int slab) const {
@@ -125,12 +145,10 @@ class StageLoader {
   }
 
   const GemmArgs& args_;
+  GatheredRows<T, Tile::kRows / kRowStep, kRowStep> rows_;
   const T* a_;
   const T* b_;
   int column_;
-  uint32_t base_[kARows];
-  int32_t scale_[kARows];
-  uint32_t taps_[kARows];
 };
 
 }  // namespace perfconv::cuda

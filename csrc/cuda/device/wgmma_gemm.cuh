@@ -75,15 +75,8 @@ class WgmmaLoader {
 
   __device__ WgmmaLoader(const GemmArgs& args, const RowTable<Tile::kRows>& table, const T* a,
                          const T* b, int column)
-      : args_(args), a_(a), b_(b), columns_left_(args.columns - column) {
+      : args_(args), rows_(table, first_row()), a_(a), b_(b), columns_left_(args.columns - column) {
     b_ += Tile::kBLayout == BLayout::kDepthContiguous ? column * args.b_column : column;
-#pragma unroll
-    for (int i = 0; i < kARows; ++i) {
-      const uint32_t row = first_row() + i * kRowStep;
-      base_[i] = table.base[row];
-      scale_[i] = table.scale[row];
-      taps_[i] = table.taps[row];
-    }
   }
 
   // Starts the copies of one slab of one tap; stage is the shared address of A, then B.
@@ -98,7 +91,6 @@ class WgmmaLoader {
 
  private:
   static constexpr int kRowStep = kWarpgroup / Tile::kRowChunks;
-  static constexpr int kARows = Tile::kRows / kRowStep;
   static_assert(kRowStep % 8 == 0, "the chunks of a thread are swizzled alike");
 
   __device__ static uint32_t first_row() { return threadIdx.x / Tile::kRowChunks; }
@@ -106,15 +98,8 @@ class WgmmaLoader {
 
   __device__ void load_a(uint32_t tile, int tap, int slab) const {
     const int depth = slab * Tile::kDepth + static_cast<int>(chunk()) * Tile::kChunk;
-    const uint32_t place = tile + swizzled(first_row(), chunk());
-    const int32_t delta = args_.delta[tap];
-#pragma unroll
-    for (int i = 0; i < kARows; ++i) {
-      const bool is_valid = (taps_[i] >> tap & 1u) != 0;
-      const uint32_t pixel = gathered_pixel(base_[i], scale_[i], delta);
-      const T* source = is_valid ? a_ + row_offset(pixel, args_.a_pitch) + depth : a_;
-      ptx::copy_16_async(place + i * kRowStep * Tile::kRowBytes, source, is_valid);
-    }
+    rows_.template copy<Tile::kRowBytes>(args_, a_, tap, depth, true,
+                                         tile + swizzled(first_row(), chunk()));
   }
 
   __device__ void load_b_by_column(uint32_t tile, int tap, int slab) const {
@@ -148,12 +133,10 @@ class WgmmaLoader {
   }
 
   const GemmArgs& args_;
+  GatheredRows<T, Tile::kRows / kRowStep, kRowStep> rows_;
   const T* a_;
   const T* b_;  // of the tile's first column
   int columns_left_;
-  uint32_t base_[kARows];
-  int32_t scale_[kARows];
-  uint32_t taps_[kARows];
 };
 
 // Fills a table with the rows of a tile; ends with a barrier of the copying warpgroup.

@@ -52,13 +52,7 @@ class BlockLoader {
  public:
   using T = typename Tile::Element;
 
-  __device__ BlockLoader(const WgradArgs& args, const WeightTile& tile)
-      : y_(static_cast<const T*>(args.grad_output) + tile.group * args.outputs + tile.output),
-        x_(static_cast<const T*>(args.input) + tile.group * args.inputs + tile.input),
-        y_pitch_(args.outputs * args.groups),
-        x_pitch_(args.inputs * args.groups),
-        y_left_(args.outputs - tile.output),
-        x_left_(args.inputs - tile.input) {}
+  __device__ BlockLoader(const WgradArgs& args, const WeightTile& tile) : images_(args, tile) {}
 
   // pixels: those of the step.
   __device__ void load(uint32_t stage, const PixelPair* pixels) const {
@@ -66,9 +60,10 @@ class BlockLoader {
     for (int i = 0; i < Tile::kStep / kRowStep; ++i) {
       const PixelPair pair = pixels[row() + i * kRowStep];
       const uint32_t place = stage + swizzled(row(), chunk()) + i * kRowStep * 128;
-      copy_row<Tile::kOut>(place, y_ + pair.output * y_pitch_, y_, pair.output >= 0, y_left_);
-      copy_row<Tile::kIn>(place + Tile::kABytes, x_ + pair.input * x_pitch_, x_, pair.output >= 0,
-                          x_left_);
+      copy_row<Tile::kOut>(place, images_.y + pair.output * images_.y_pitch, images_.y,
+                           pair.output >= 0, images_.y_left);
+      copy_row<Tile::kIn>(place + Tile::kABytes, images_.x + pair.input * images_.x_pitch,
+                          images_.x, pair.output >= 0, images_.x_left);
     }
   }
 
@@ -92,12 +87,7 @@ class BlockLoader {
     }
   }
 
-  const T* y_;
-  const T* x_;
-  int64_t y_pitch_;
-  int64_t x_pitch_;
-  int y_left_;  // channels from the tile's first on
-  int x_left_;
+  WgradImages<T> images_;
 };
 
 template <class Tile, class Rows>

@@ -269,27 +269,41 @@ __device__ __forceinline__ RowRange slice_of(const RowRange& rows, int slice, in
           static_cast<int>(min(begin + length, int64_t{rows.end}))};
 }
 
+// The two images of a tile's product, from its first channels on.
+template <class T>
+struct WgradImages {
+  __device__ WgradImages(const WgradArgs& args, const WeightTile& tile)
+      : y(static_cast<const T*>(args.grad_output) + tile.group * args.outputs + tile.output),
+        x(static_cast<const T*>(args.input) + tile.group * args.inputs + tile.input),
+        y_pitch(args.outputs * args.groups),
+        x_pitch(args.inputs * args.groups),
+        y_left(args.outputs - tile.output),
+        x_left(args.inputs - tile.input) {}
+
+  const T* y;
+  const T* x;
+  int64_t y_pitch;
+  int64_t x_pitch;
+  int y_left;  // channels from the tile's first on
+  int x_left;
+};
+
 // A thread's share of the copies of every stage.
 template <class Tile>
 class RowLoader {
  public:
   using T = typename Tile::Element;
 
-  __device__ RowLoader(const WgradArgs& args, const WeightTile& tile)
-      : y_(static_cast<const T*>(args.grad_output) + tile.group * args.outputs + tile.output),
-        x_(static_cast<const T*>(args.input) + tile.group * args.inputs + tile.input),
-        y_pitch_(args.outputs * args.groups),
-        x_pitch_(args.inputs * args.groups),
-        y_left_(args.outputs - tile.output),
-        x_left_(args.inputs - tile.input) {}
+  __device__ RowLoader(const WgradArgs& args, const WeightTile& tile) : images_(args, tile) {}
 
   // pixels: those of the step.
   __device__ void load(uint32_t stage, const PixelPair* pixels) const {
     copy_rows<Tile::kOut, Tile::kOutPitch>(
-        stage, y_, y_left_, [&](int row) { return pixels[row].output; }, y_pitch_);
+        stage, images_.y, images_.y_left, [&](int row) { return pixels[row].output; },
+        images_.y_pitch);
     copy_rows<Tile::kIn, Tile::kInPitch>(
-        stage + Tile::kOutBytes, x_, x_left_,
-        [&](int row) { return pixels[row].output < 0 ? -1 : pixels[row].input; }, x_pitch_);
+        stage + Tile::kOutBytes, images_.x, images_.x_left,
+        [&](int row) { return pixels[row].output < 0 ? -1 : pixels[row].input; }, images_.x_pitch);
   }
 
  private:
@@ -311,12 +325,7 @@ class RowLoader {
     }
   }
 
-  const T* y_;
-  const T* x_;
-  int64_t y_pitch_;
-  int64_t x_pitch_;
-  int y_left_;  // channels from the tile's first on
-  int x_left_;
+  WgradImages<T> images_;
 };
 
 template <class Tile, class Rows>
