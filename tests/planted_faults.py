@@ -195,9 +195,13 @@ CALLS: dict[str, Call] = {
     },
     "multi-dilation dgrad": multi_dilation("dgrad", 24, "zero", False, torch.bfloat16),
     "multi-dilation wgrad": multi_dilation("wgrad", 24, "zero", False),
+    "multi-dilation wgmma wgrad": multi_dilation("wgrad", 128, "zero", True, torch.bfloat16),
 }
 # Calls that go another way through a kernel of an earlier call, which they damage again there.
-OTHER_WAYS = {"multi-dilation dgrad": "DgradRows"}
+OTHER_WAYS = {
+    "multi-dilation dgrad": "DgradRows",
+    "multi-dilation wgmma wgrad": "wgmma_wgrad_kernel",
+}
 
 
 def kernel_of(mangled: str) -> str:

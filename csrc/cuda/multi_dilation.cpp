@@ -140,10 +140,15 @@ void run_dgrad(DeviceCall& call, const MultiDilation& problem, const MultiDilati
 }
 
 void run_wgrad(DeviceCall& call, const MultiDilationArgs& args) {
-  if (!takes_tiles(args, device_traits(call.context(), args, args.grad_output, args.input))) {
+  const DeviceTraits device = device_traits(call.context(), args, args.grad_output, args.input);
+  if (!takes_tiles(args, device)) {
     return call.check(launch_multi_dilation_wgrad(call.context(), args));
   }
   const SortedBranches pixels = sort_branches(call, args);
+  if (refusal(GradKernel::kWgmma, Gradient::kWeight, args.geometry, device).empty()) {
+    void* workspace = call.scratch(multi_dilation_wgrad_wgmma_workspace(args));
+    return call.check(launch_multi_dilation_wgrad_wgmma(call.context(), args, pixels, workspace));
+  }
   void* workspace = call.scratch(multi_dilation_wgrad_workspace(args));
   call.check(launch_multi_dilation_wgrad_implicit(call.context(), args, pixels, workspace));
 }

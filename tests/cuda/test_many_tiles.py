@@ -95,3 +95,30 @@ def test_wgrad(backend: Backend, columns: int, dtype: torch.dtype) -> None:
     shape = (128, columns, *KERNEL)
     exact = grad.conv2d_weight(input.double(), shape, read, padding=PADDING)
     assert_exact(result, exact)
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+@pytest.mark.parametrize("columns", [64, 128])
+def test_multi_dilation_wgrad(backend: Backend, columns: int, is_tied: bool) -> None:
+    """Several slices; where a weight is shared, tables of rows of two branches."""
+    dilations = [2, 0 if columns == 128 else 3, 1]
+    size = (height(backend), 3 * WIDTH)
+    generator = torch.Generator().manual_seed(2)
+    choice = torch.randint(-1, 3, (1, 1, *size), generator=generator, dtype=torch.int32)
+    choice = choice.to(backend.device)
+    grad_output = sixteenths(backend, torch.bfloat16, 1, 128, *size)
+    input = sixteenths(backend, torch.bfloat16, 1, columns, *size)
+    result = backend.ops.multi_dilation_wgrad(grad_output, input, choice, 3, dilations, is_tied)
+    assert_kernel(backend, "wgmma_wgrad_kernel", columns)
+    branches = [
+        torch.zeros(128, columns, 3, 3, dtype=torch.float64, device=backend.device)
+        if dilation == 0
+        else grad.conv2d_weight(
+            input.double(), (128, columns, 3, 3),
+            torch.where(choice == branch, grad_output, 0).double(),
+            padding=dilation, dilation=dilation,
+        )
+        for branch, dilation in enumerate(dilations)
+    ]  # fmt: skip
+    exact = torch.stack(branches)
+    assert_exact(result, exact.sum(0) if is_tied else exact)

@@ -27,6 +27,13 @@ WGMMA_CASES = {
     "untied-128": (64, 128, 3, (1, 3), False, True, (11, 9)),
     "untied-256": (192, 192, 3, (2, 0), False, False, (8, 9)),
 }
+# The weight gradient alone: 64 and 128 input channels a tile, ragged ones, 1 and 25 taps.
+WGMMA_WGRAD_CASES = {
+    "tied-wgrad": (128, 128, 3, (1, 0, 2, 4), True, True, (9, 10)),
+    "untied-wgrad": (192, 192, 3, (2, 0, 1), False, True, (6, 9)),
+    "tied-wgrad-64": (64, 192, 1, (3, 1), True, True, (11, 13)),
+    "untied-wgrad-five": (64, 128, 5, (1, 40), False, True, (5, 6)),
+}
 # The input gradient alone: every tile, its last rows, one tap and more than nine.
 DGRAD_CASES = {
     "wide-gradient": (72, 8, 3, (1, 2), False, True, (9, 9)),
@@ -37,7 +44,7 @@ DGRAD_CASES = {
 }
 
 
-ALL_CASES = {**CASES, **WGMMA_CASES, **DGRAD_CASES}
+ALL_CASES = {**CASES, **WGMMA_CASES, **WGMMA_WGRAD_CASES, **DGRAD_CASES}
 
 
 def dilations_of(name: str) -> tuple[int, ...]:
@@ -95,6 +102,19 @@ def magnitudes(values: dict) -> dict:
     }
 
 
+def with_chosen(name: str, values: dict, chosen: str) -> dict:
+    """The values with another choice, a word for which."""
+    copies = dilations_of(name).index(0)
+    choice = values["choice"].clone()
+    if chosen == "one-image":
+        choice[0] = -1
+    else:
+        choice.fill_({"one-branch": 2, "copies": copies}.get(chosen, -1))
+    if chosen == "one-pixel":
+        choice[1, 0, 3, 3] = 2
+    return {**values, "choice": choice}
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("fill", ["zero", "passthrough", "nearest"])
 @pytest.mark.parametrize("name", CASES)
@@ -131,6 +151,51 @@ def test_tiles_of_warpgroups(backend: Backend, name: str, dtype: torch.dtype) ->
     assert backend.emulator is None or "wgmma_gemm_kernel" in backend.emulator.text("log")
     assert_as_exact("input", result, exact["input"], dense["input"], sums["input"])
     assert_no_row_missing("input", result, exact["input"], dense["input"])
+
+
+def wgrad(backend: Backend, name: str, values: dict) -> Tensor:
+    _, _, side, dilations, is_tied, _, _ = ALL_CASES[name]
+    grad, input, choice = backend.to(*(values[k] for k in ("grad_output", "input", "choice")))
+    result = backend.ops.multi_dilation_wgrad(grad, input, choice, side, list(dilations), is_tied)
+    return result.cpu()
+
+
+def check_wgrad_of_warpgroups(
+    backend: Backend, name: str, values: dict, dtype: torch.dtype
+) -> None:
+    exact, dense = results(name, values, torch.float64), results(name, values, dtype)
+    sums = results(name, magnitudes(values), torch.float64)
+    result = wgrad(backend, name, values)
+    if backend.emulator is not None:
+        columns = 64 if ALL_CASES[name][0] <= 64 else 128
+        log = backend.emulator.text("log")
+        assert f"Li{columns}E" in log.split("wgmma_wgrad_kernel")[1].split("BranchPixels")[0]
+    assert_as_exact("weight", result, exact["weight"], dense["weight"], sums["weight"])
+    assert_no_row_missing("weight", result, exact["weight"], dense["weight"])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", WGMMA_WGRAD_CASES)
+def test_wgrad_of_warpgroups(backend: Backend, name: str, dtype: torch.dtype) -> None:
+    check_wgrad_of_warpgroups(backend, name, tensors(name, dtype), dtype)
+
+
+@pytest.mark.parametrize("name", ["tied-wgrad", "untied-wgrad"])
+@pytest.mark.parametrize("chosen", ["nothing", "one-branch", "copies", "one-pixel", "one-image"])
+def test_wgrad_of_few_branches(backend: Backend, name: str, chosen: str) -> None:
+    """Densities 0 and 1 of a branch, and images with different counts."""
+    values = with_chosen(name, tensors(name, torch.bfloat16), chosen)
+    check_wgrad_of_warpgroups(backend, name, values, torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", ["tied-wgrad", "untied-wgrad"])
+def test_wgrad_reads_nothing_else(backend: Backend, name: str) -> None:
+    """Gradients at inactive pixels and at those that copy are NaN."""
+    values = tensors(name, torch.bfloat16)
+    copies = dilations_of(name).index(0)
+    is_row = (values["choice"] >= 0) & (values["choice"] != copies)
+    values["grad_output"] = torch.where(is_row, values["grad_output"], torch.nan)
+    assert wgrad(backend, name, values).isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -179,16 +244,9 @@ def test_dgrad_by_tiles(backend: Backend, name: str, dtype: torch.dtype) -> None
 @pytest.mark.parametrize("chosen", ["nothing", "one-branch", "copies", "one-pixel", "one-image"])
 def test_dgrad_of_few_branches(backend: Backend, name: str, chosen: str) -> None:
     """Densities 0 and 1 of a branch, and images with different counts."""
-    values = tensors(name, torch.bfloat16)
-    copies = dilations_of(name).index(0)
-    choice = values["choice"]
-    if chosen == "one-image":
-        choice[0] = -1
-    else:
-        choice.fill_({"one-branch": 2, "copies": copies}.get(chosen, -1))
-    if chosen == "one-pixel":
-        choice[1, 0, 3, 3] = 2
-    check_dgrad(backend, name, values, torch.bfloat16)
+    check_dgrad(
+        backend, name, with_chosen(name, tensors(name, torch.bfloat16), chosen), torch.bfloat16
+    )
 
 
 @pytest.mark.parametrize("name", ["tied", "narrow-tiles", "untied-tiles", "wide-weight"])
@@ -237,8 +295,7 @@ def dgrad_of(backend: Backend, values: dict) -> Tensor:
 
 
 def wgrad_of(backend: Backend, values: dict) -> Tensor:
-    grad, input, choice = backend.to(*(values[k] for k in ("grad_output", "input", "choice")))
-    return backend.ops.multi_dilation_wgrad(grad, input, choice, 3, [0, 1, 2, 4], True).cpu()
+    return wgrad(backend, "tied", values)
 
 
 @pytest.mark.parametrize("lowest", [-1, 0])
@@ -248,6 +305,21 @@ def test_nothing_else_is_read(backend: Backend, lowest: int) -> None:
     values["grad_output"] = torch.where(values["choice"] < 0, torch.nan, values["grad_output"])
     assert dgrad_of(backend, values).isfinite().all()
     assert wgrad_of(backend, values).isfinite().all()
+
+
+@pytest.mark.emulated
+def test_wgrad_of_other_devices(backend: Backend) -> None:
+    """The tiles of other capabilities give what warpgroups give, to the rounding of the sums."""
+    if backend.emulator is None:
+        pytest.skip("the emulator has every capability")
+    values = tensors("tied-wgrad", torch.bfloat16)
+    wanted = wgrad(backend, "tied-wgrad", values)
+    for capability in (80, 100):
+        backend.emulator.set(cc=capability)
+        found = wgrad(backend, "tied-wgrad", values)
+        backend.emulator.set(cc=90)
+        assert "wgmma" not in backend.emulator.text("log")
+        torch.testing.assert_close(found, wanted)
 
 
 TILES = ("implicit_gemm_kernel", "round_sums_kernel", "wgrad_gemm_kernel")
@@ -286,6 +358,20 @@ def test_same_bits_in_any_schedule(backend: Backend, name: str) -> None:
         backend.emulator.set(seed=9)
     assert torch.equal(forward(backend, name, values, "zero", "relu"), output)
     assert torch.equal(dgrad(backend, name, values), grad)
+
+
+@pytest.mark.parametrize("name", ["tied-wgrad", "untied-wgrad-five"])
+def test_same_wgrad_on_any_device(backend: Backend, name: str) -> None:
+    """Whatever copies early or late and however many multiprocessors there are."""
+    values = tensors(name, torch.bfloat16)
+    first = wgrad(backend, name, values)
+    for seed, mode, multiprocessors in ((2, 0, 1), (3, 1, 40)):
+        if backend.emulator is not None:
+            backend.emulator.set(seed=seed, sms=multiprocessors, **{"async": mode})
+        again = wgrad(backend, name, values)
+        if backend.emulator is not None:
+            backend.emulator.set(**{"async": 2})
+        assert torch.equal(again, first)
 
 
 def test_no_image(backend: Backend) -> None:

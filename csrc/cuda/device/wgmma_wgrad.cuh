@@ -169,9 +169,17 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
 
 // Six stages of 32 KiB; up to 64 input channels eight of 24.
 template <class T, class Function>
-auto visit_wgmma_outer(const WgradArgs& args, Function function) {
+auto visit_wgmma_inputs(const WgradArgs& args, Function function) {
   return args.inputs <= 64 ? function(OuterTag<WgmmaOuter<T, 64, 8>>())
                            : function(OuterTag<WgmmaOuter<T, 128, 6>>());
+}
+
+// Calls function(OuterTag<Tile>()) with the tile of a weight.
+template <class Function>
+auto visit_wgmma_outer(const WgradArgs& args, StorageType storage, Function function) {
+  return storage == StorageType::kBFloat16  // the planner refuses all but 16 bits
+             ? visit_wgmma_inputs<__nv_bfloat16>(args, function)
+             : visit_wgmma_inputs<__half>(args, function);
 }
 
 // Fills args.partials, as launch_wgrad_gemm.

@@ -334,7 +334,7 @@ cudaError_t launch_round_sums(const LaunchContext& context, const MultiDilationA
 cudaError_t launch_chosen_mask(const LaunchContext& context, const int32_t* choice, int branches,
                                int64_t pixels, uint8_t* mask);
 
-// The output pixels sorted by their branch; values that are no branch come last.
+// The output pixels sorted by their branch; those that copy the input or chose none come last.
 struct SortedBranches {
   const int32_t* sorted = nullptr;  // (N * H * W,)
   const int32_t* starts = nullptr;  // where each branch begins, and the end of the last one

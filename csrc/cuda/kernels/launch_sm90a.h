@@ -21,5 +21,10 @@ cudaError_t launch_wgrad_wgmma(const LaunchContext& context, const GradArgs& arg
 int64_t multi_dilation_wgmma_workspace(const LaunchContext& context, const MultiDilationArgs& args);
 cudaError_t launch_multi_dilation_wgmma(const LaunchContext& context, const MultiDilationArgs& args,
                                         const SortedBranches& pixels, void* workspace);
+// As launch_wgrad_wgmma.
+int64_t multi_dilation_wgrad_wgmma_workspace(const MultiDilationArgs& args);
+cudaError_t launch_multi_dilation_wgrad_wgmma(const LaunchContext& context,
+                                              const MultiDilationArgs& args,
+                                              const SortedBranches& pixels, void* workspace);
 
 }  // namespace perfconv::cuda

@@ -1,8 +1,9 @@
 // Multi-dilation convolution by tiles: one launch for all branches, device/implicit_gemm.cuh with
-// the rows of device/branch_rows.cuh. The weight gradient takes the pixels of each branch as a
-// segment of device/wgrad_gemm.cuh.
+// the rows of device/branch_rows.cuh. The weight gradient is device/wgrad_gemm.cuh with those of
+// device/branch_wgrad.cuh.
 #include "cuda/device/branch_gemm.cuh"
-#include "cuda/device/wgrad_choice.cuh"
+#include "cuda/device/branch_places.cuh"
+#include "cuda/device/branch_wgrad.cuh"
 #include "cuda/kernels/launch.h"
 
 namespace perfconv::cuda {
@@ -11,14 +12,15 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kBlocksPerMultiprocessor = 8;
 
-// Values that are no branch get the key after the last one.
+// Pixels that copy the input, or whose value is no branch, get the key after the last branch.
 __global__ void __launch_bounds__(kThreads)
-    branch_key_kernel(const int32_t* __restrict__ choice, int branches, int64_t pixels,
+    branch_key_kernel(const __grid_constant__ MultiDilationArgs args, int64_t pixels,
                       uint32_t* __restrict__ keys) {
   const int64_t threads = int64_t{gridDim.x} * kThreads;
   for (int64_t p = int64_t{blockIdx.x} * kThreads + threadIdx.x; p < pixels; p += threads) {
-    const auto branch = static_cast<uint32_t>(choice[p]);  // -1 is large
-    keys[p] = branch < static_cast<uint32_t>(branches) ? branch : static_cast<uint32_t>(branches);
+    const int branch = branch_of(args, p);
+    const bool is_row = branch >= 0 && args.dilations[branch] != 0;
+    keys[p] = static_cast<uint32_t>(is_row ? branch : args.branches);
   }
 }
 
@@ -29,53 +31,12 @@ auto visit_tile(const LaunchContext& context, const MultiDilationArgs& args, con
                                         args.geometry.out_pixels(), function);
 }
 
-struct BranchPixels {
-  MultiDilationArgs args;
-  SortedBranches sorted;
-
-  __device__ RowRange range(int segment) const {
-    const int begin = sorted.starts[segment];
-    return {begin, args.dilations[segment] == 0 ? begin : sorted.starts[segment + 1]};
-  }
-
-  __device__ PixelPair pixels(int r, int segment, int kh, int kw) const {
-    const ConvGeometry& g = args.geometry;
-    const int32_t position = sorted.sorted[r];
-    const auto half = static_cast<int>(g.kernel_height) / 2;
-    const auto width = static_cast<uint32_t>(g.in_width);
-    const auto height = static_cast<uint32_t>(g.in_height);
-    const uint32_t line = static_cast<uint32_t>(position) / width;
-    const int64_t dilation = args.dilations[segment];
-    const int64_t rows = (kh - half) * dilation;
-    const int64_t columns = (kw - half) * dilation;
-    const int64_t y = line % height + rows;
-    const int64_t x = static_cast<uint32_t>(position) - line * width + columns;
-    if (y < 0 || y >= g.in_height || x < 0 || x >= g.in_width) return {-1, -1};
-    return {position, static_cast<int32_t>(position + rows * g.in_width + columns)};
-  }
-};
-
-WgradArgs wgrad_args(const MultiDilationArgs& args, float* partials) {
-  const ConvGeometry& g = args.geometry;
-  WgradArgs wgrad;
-  wgrad.grad_output = args.grad_output;
-  wgrad.input = args.input;
-  wgrad.partials = partials;
-  wgrad.outputs = static_cast<int>(g.out_channels);
-  wgrad.inputs = static_cast<int>(g.in_channels);
-  wgrad.kernel_height = static_cast<int>(g.kernel_height);
-  wgrad.kernel_width = static_cast<int>(g.kernel_width);
-  wgrad.segments = args.branches;
-  return wgrad;
-}
-
 template <class Function>
-auto visit_weight(const MultiDilationArgs& args, float* partials, Function function) {
-  WgradArgs wgrad = wgrad_args(args, partials);
+auto visit_weight(const MultiDilationArgs& args, void* workspace, Function function) {
+  WgradArgs wgrad = branch_wgrad_args(args, workspace);
   return visit_wgrad_tile(wgrad, args.storage, args.allow_tf32, [&](auto tag) {
     using Tile = typename decltype(tag)::Type;
-    wgrad.slices = slice_count(wgrad_tiles<Tile>(wgrad) * wgrad.segments,
-                               args.geometry.out_pixels() / wgrad.segments);
+    wgrad.slices = branch_slices<Tile>(args, wgrad);
     return function(tag, wgrad);
   });
 }
@@ -93,8 +54,7 @@ cudaError_t launch_branch_keys(const LaunchContext& context, const MultiDilation
   const int64_t pixels = args.geometry.out_pixels();
   if (pixels == 0) return cudaSuccess;
   const unsigned blocks = grid_blocks(context, pixels, kThreads, kBlocksPerMultiprocessor);
-  branch_key_kernel<<<blocks, kThreads, 0, context.stream>>>(args.choice, args.branches, pixels,
-                                                             keys);
+  branch_key_kernel<<<blocks, kThreads, 0, context.stream>>>(args, pixels, keys);
   return cudaGetLastError();
 }
 
@@ -125,16 +85,11 @@ int64_t multi_dilation_wgrad_workspace(const MultiDilationArgs& args) {
 cudaError_t launch_multi_dilation_wgrad_implicit(const LaunchContext& context,
                                                  const MultiDilationArgs& args,
                                                  const SortedBranches& pixels, void* workspace) {
-  return visit_weight(args, static_cast<float*>(workspace), [&](auto tag, const WgradArgs& wgrad) {
+  return visit_weight(args, workspace, [&](auto tag, const WgradArgs& wgrad) {
     using Tile = typename decltype(tag)::Type;
     const cudaError_t status = launch_wgrad_gemm<Tile>(context, wgrad, BranchPixels{args, pixels});
     if (status != cudaSuccess) return status;
-    WgradArgs sum = wgrad;
-    if (args.weight_pitch == 0) {  // one weight: the branches are more slices
-      sum.slices *= sum.segments;
-      sum.segments = 1;
-    }
-    return launch_wgrad_reduce<typename Tile::Element>(context, sum, args.output);
+    return launch_wgrad_reduce<typename Tile::Element>(context, wgrad, args.output);
   });
 }
 

@@ -10,14 +10,11 @@ namespace {
 template <class Function>
 auto visit_problem(const GradArgs& args, Function function) {
   WgradArgs wgrad = wgrad_args(args);
-  const auto visit = [&](auto tag) {
+  return visit_wgmma_outer(wgrad, args.storage, [&](auto tag) {
     using Tile = typename decltype(tag)::Type;
     wgrad.slices = slice_count(wgrad_tiles<Tile>(wgrad), args.active.capacity);
     return function(tag, wgrad);
-  };
-  return args.storage == StorageType::kBFloat16  // the planner refuses all but 16 bits
-             ? visit_wgmma_outer<__nv_bfloat16>(wgrad, visit)
-             : visit_wgmma_outer<__half>(wgrad, visit);
+  });
 }
 
 }  // namespace
