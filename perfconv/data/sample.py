@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 IGNORE = 255  # the label of pixels that do not count
 
@@ -142,10 +143,11 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
     def stacked(field: str) -> Tensor | None:
         parts = [getattr(sample, field) for sample in samples]
-        return None if any(part is None for part in parts) else torch.stack(parts)
+        # In a worker: into memory that the trainer shares, without another copy.
+        return None if any(part is None for part in parts) else default_collate(parts)
 
     return Batch(
-        image=torch.stack([sample.image for sample in samples]),
+        image=default_collate([sample.image for sample in samples]),
         names=tuple(sample.name for sample in samples),
         labels=stacked("labels"),
         instances=stacked("instances"),

@@ -1,22 +1,21 @@
-"""Ray casting of planes, boxes and ellipsoids with textures in metres, for PerspectiveScenes.
+"""Ray casting of planes, boxes and ellipsoids, for PerspectiveScenes; scene_shade.py paints them.
 
 World: x to the right, y up, the camera looks along -z. Depth is along the optical axis.
 """
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from perfconv.data.geometry import pixel_rays
 from perfconv.data.sample import Camera
 
 NEAREST_M = 0.2
-PATTERNS = ("plain", "stripes", "checker")
-BANDS = (None, "top", "bottom")
-BAND_SHARE = 0.22  # of an object's height
 
 Colour = tuple[float, float, float]
 Vector = tuple[float, float, float]
@@ -29,9 +28,9 @@ class Surface:
     label: int
     colour: Colour
     second_colour: Colour = (0.0, 0.0, 0.0)  # of the pattern
-    pattern: str = "plain"
+    pattern: str = "plain"  # or "stripes", "checker"
     period_m: float = 1.0  # of the pattern, on the surface
-    band: str | None = None  # a coloured end of the upright faces
+    band: str | None = None  # "top", "bottom": a coloured end of the upright faces
     band_colour: Colour = (0.0, 0.0, 0.0)
 
 
@@ -45,41 +44,59 @@ class Pose:
 
 
 @dataclass(frozen=True)
-class _Shape:
-    """Where a surface lies: what ``Canvas.looks`` needs to find a point's place on it."""
+class Shape:
+    """Where a surface lies."""
 
-    kind: float  # 0 level plane, 1 box, 2 box from inside, 3 ellipsoid
+    kind: str  # "level", "box", "room" (a box from inside), "ellipsoid"
     centre: Vector
     half: Vector
     cosine: float = 1.0  # of the turn about the upright axis
     sine: float = 0.0
 
 
-@dataclass(frozen=True)
-class Looks:
-    """What each pixel sees."""
+_SIGNS = tuple(itertools.product((-1, 1), repeat=3))  # of the corners of a box
+_EDGES = tuple(
+    (a, b)
+    for a, b in itertools.combinations(range(8), 2)
+    if sum(x != y for x, y in zip(_SIGNS[a], _SIGNS[b], strict=True)) == 1
+)
 
-    normal: Tensor  # (3, H, W), in the world; 0 in the sky
-    place: Tensor  # (2, H, W), on the surface, metres
-    rise: Tensor  # (H, W), share of the object's height
+
+class _Window(NamedTuple):
+    """The pixels that may see a shape."""
+
+    rows: slice
+    columns: slice
+    nearest: np.ndarray  # views of what the canvas has there
+    which: np.ndarray
+    is_cut: bool  # the shape comes nearer than NEAREST_M
 
 
 class Canvas:
-    """The nearest surface of each pixel, of all that were cast so far."""
+    """The nearest surface of each pixel, of all that were cast so far.
+
+    A scene is some hundred operations on small arrays, whose time is mostly that of the calls:
+    NumPy's are quicker than torch's, and a shape is cast in its window only. What may round in more
+    than one way (fused sums, roots, sines) is torch's: seeds stand for bits.
+    """
 
     def __init__(self, camera: Camera, pose: Pose, size: tuple[int, int]) -> None:
         self.camera, self.pose, self.size = camera, pose, size
         yaw, pitch = math.radians(pose.yaw_deg), math.radians(pose.pitch_deg)
         self._yaw, self._pitch = (math.cos(yaw), math.sin(yaw)), (math.cos(pitch), math.sin(pitch))
-        x, y, z = pixel_rays(camera, size)
+        x = pixel_rays(camera, (1, size[1]))[0].numpy()  # (1, W)
+        _, y, z = pixel_rays(camera, (size[0], 1)).numpy()  # (H, 1)
         y, z = self._pitch[0] * y - self._pitch[1] * z, self._pitch[1] * y + self._pitch[0] * z
-        x, z = self._yaw[0] * x + self._yaw[1] * z, self._yaw[0] * z - self._yaw[1] * x
-        self.rays = torch.stack([x, y, z])  # in the world, of depth 1
-        self._inverse = self.rays.reciprocal()
-        self.depth = torch.full(size, torch.inf)  # metres
-        self.which = torch.full(size, -1)  # number of the surface, -1 = sky
+        self.rays = np.empty((3, *size), np.float32)  # in the world, of depth 1
+        self.rays[0] = self._yaw[0] * x + self._yaw[1] * z
+        self.rays[1] = y
+        self.rays[2] = self._yaw[0] * z - self._yaw[1] * x
+        self._inverse = np.reciprocal(self.rays)
+        self._steepness = np.abs(self._inverse)
+        self.depth = np.full(size, np.inf, np.float32)  # metres
+        self.which = np.zeros(size, np.int32)  # 0 = sky, else 1 + number of the surface
         self.surfaces: list[Surface] = []
-        self._shapes: list[_Shape] = []
+        self.shapes: list[Shape] = []
 
     def level(self, height_m: float, surface_of: list[tuple[float, Surface]]) -> None:
         """A level plane, seen from above or below; surfaces by distance from x = 0.
@@ -88,197 +105,148 @@ class Canvas:
             height_m: of the plane.
             surface_of: (greatest |x|, surface), ascending; the last holds for everything beyond.
         """
-        depth = (height_m - self.pose.height_m) * self._inverse[1]
-        limits = torch.tensor([limit for limit, _ in surface_of[:-1]])
-        number = torch.bucketize((self.rays[0] * depth).abs(), limits) + len(self.surfaces)
-        for _, surface in surface_of:
-            self._add(surface, _Shape(0.0, (0.0, height_m, 0.0), (1.0, 1.0, 1.0)))
-        self._write(slice(None), slice(None), depth, depth > NEAREST_M, number)
+        depth = (height_m - self.pose.height_m) * self._inverse[1, :, :1]  # (H, 1)
+        hit = (depth < self.depth) & (depth > NEAREST_M)
+        np.copyto(self.depth, depth, where=hit)
+        aside = np.abs(self.rays[0] * depth) if len(surface_of) > 1 else depth
+        limits = [0.0, *(limit for limit, _ in surface_of)]
+        for number, (_, surface) in enumerate(surface_of):
+            there = hit & (aside > limits[number]) if number else hit
+            shape = Shape("level", (0.0, height_m, 0.0), (1.0, 1.0, 1.0))
+            np.copyto(self.which, self._add(surface, shape), where=there)
 
     def box(self, centre: Vector, half: Vector, surface: Surface, *, yaw_deg: float = 0.0) -> None:
         """A box, turned about its upright axis; ``half`` are half its sides."""
         yaw = math.radians(yaw_deg)
-        shape = _Shape(1.0, centre, half, math.cos(yaw), math.sin(yaw))
+        shape = Shape("box", centre, half, math.cos(yaw), math.sin(yaw))
         window = self._window(shape)
-        if window is None:
-            return
-        near, far = self._slabs(shape, *window)
-        self._add(surface, shape)
-        self._write(*window, near, (near < far) & (near > NEAREST_M), len(self.surfaces) - 1)
+        if window is not None:
+            enter, leave = self._slabs(shape, window.rows, window.columns)
+            near = np.maximum(np.maximum(enter[0], enter[1]), enter[2])
+            far = np.minimum(np.minimum(leave[0], leave[1]), leave[2])
+            hit = near < np.minimum(far, window.nearest)
+            self._write(window, near, hit, self._add(surface, shape))
 
     def room(self, centre: Vector, half: Vector, surface: Surface) -> None:
         """The inner walls of a box around the camera."""
-        shape = _Shape(2.0, centre, half)
-        everything = slice(None), slice(None)
-        _, far = self._slabs(shape, *everything)
-        self._add(surface, shape)
-        self._write(*everything, far, far > NEAREST_M, len(self.surfaces) - 1)
+        shape = Shape("room", centre, half)
+        window = _Window(slice(None), slice(None), self.depth, self.which, is_cut=True)
+        _, leave = self._slabs(shape, window.rows, window.columns)
+        far = np.minimum(np.minimum(leave[0], leave[1]), leave[2])
+        self._write(window, far, far < self.depth, self._add(surface, shape))
 
     def ellipsoid(self, centre: Vector, radii: Vector, surface: Surface) -> None:
         """An ellipsoid with axes along x, y and z."""
-        shape = _Shape(3.0, centre, radii)
+        shape = Shape("ellipsoid", centre, radii)
         window = self._window(shape)
         if window is None:
             return
         origin = [part / size for part, size in zip(self._start(shape), radii, strict=True)]
-        x, y, z = (self.rays[i, window[0], window[1]] / radii[i] for i in range(3))
+        x, y, z = self.rays[:, window.rows, window.columns] / _column(radii)
         a = x * x + y * y + z * z
         b = x * origin[0] + y * origin[1] + z * origin[2]
         root = b * b - a * (sum(part * part for part in origin) - 1)
-        depth = -(b + root.clamp(min=0).sqrt()) / a
-        self._add(surface, shape)
-        hit = (root > 0) & (depth > NEAREST_M)
-        self._write(*window, depth, hit, len(self.surfaces) - 1)
+        depth = -(b + torch.from_numpy(np.maximum(root, 0)).sqrt_().numpy()) / a
+        hit = (depth < window.nearest) & (root > 0)
+        self._write(window, depth, hit, self._add(surface, shape))
 
-    def looks(self) -> Looks:
-        """Normals and places on the surfaces, for all pixels at once."""
-        shapes = torch.tensor(
-            [(s.kind, *s.centre, *s.half, s.cosine, s.sine) for s in self._shapes]
-        )
-        seen = self.which >= 0
-        kind, *rest = _of_pixels(shapes, self.which)  # 9 of (H, W)
-        cosine, sine = rest[6:]
-        depth = torch.where(seen, self.depth, 1.0)
-        x = self.rays[0] * depth - rest[0]
-        y = self.rays[1] * depth + (self.pose.height_m - rest[1])
-        z = self.rays[2] * depth - rest[2]
-        local = torch.stack([cosine * x - sine * z, y, sine * x + cosine * z])
-        halves = torch.stack(rest[3:6])
-        unit = local / halves  # 1 on the faces of a box, length 1 on an ellipsoid
-        size_x, size_y, size_z = unit.abs()
-        axis = torch.where(size_x > size_y, 0, 1)
-        axis = torch.where(size_z > torch.maximum(size_x, size_y), 2, axis)
-        is_round = kind == 3
-        axis = torch.where(kind == 0, 1, torch.where(is_round, 2, axis))
-        towards = torch.where(kind == 2, -1.0, 1.0) * unit.gather(0, axis[None])[0].sign()
-        towards = torch.where(kind == 0, -self.rays[1].sign(), towards)
-        face = torch.zeros_like(local).scatter_(0, axis[None], towards[None])
-        curved = unit / halves
-        curved = curved * (curved * curved).sum(0).clamp(min=1e-12).rsqrt()
-        normal = torch.where(is_round, curved, face) * seen
-        normal = torch.stack(
-            [
-                cosine * normal[0] + sine * normal[2],
-                normal[1],
-                cosine * normal[2] - sine * normal[0],
-            ]
-        )
-        right = torch.where(axis == 0, local[2], local[0])
-        up = torch.where(axis == 1, local[2], local[1])
-        place = torch.stack([right, up])
-        return Looks(normal, place, (unit[1] + 1) / 2)
-
-    def in_camera(self, normal: Tensor) -> Tensor:
-        """(3, H, W): vectors of the world as the camera sees them."""
-        x, y, z = normal
+    def in_camera(self, vectors: np.ndarray) -> np.ndarray:
+        """(3, ...): vectors of the world as the camera sees them."""
+        x, y, z = vectors
         x, z = self._yaw[0] * x - self._yaw[1] * z, self._yaw[1] * x + self._yaw[0] * z
         y, z = self._pitch[0] * y + self._pitch[1] * z, self._pitch[0] * z - self._pitch[1] * y
-        return torch.stack([x, y, z])
+        return np.stack([x, y, z])
 
-    def _add(self, surface: Surface, shape: _Shape) -> None:
+    def _add(self, surface: Surface, shape: Shape) -> int:
+        """Its number in ``which``."""
         self.surfaces.append(surface)
-        self._shapes.append(shape)
+        self.shapes.append(shape)
+        return len(self.surfaces)
 
-    def _start(self, shape: _Shape) -> Vector:
+    def _start(self, shape: Shape) -> Vector:
         """The camera, seen from the shape."""
         x, z = -shape.centre[0], -shape.centre[2]
         y = self.pose.height_m - shape.centre[1]
         return shape.cosine * x - shape.sine * z, y, shape.sine * x + shape.cosine * z
 
-    def _slabs(self, shape: _Shape, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
-        """Depths at which the rays enter and leave the three slabs of a box."""
-        inverse = list(self._inverse[:, rows, columns])
+    def _slabs(self, shape: Shape, rows: slice, columns: slice) -> tuple[np.ndarray, np.ndarray]:
+        """(3, h, w), twice: depths at which the rays enter and leave the three slabs of a box."""
         if shape.sine:
-            x, _, z = self.rays[:, rows, columns]
-            inverse[0] = (shape.cosine * x - shape.sine * z).reciprocal_()
-            inverse[2] = (shape.sine * x + shape.cosine * z).reciprocal_()
-        near, far = None, None
-        for start, half, steepness in zip(self._start(shape), shape.half, inverse, strict=True):
-            middle, size = steepness * -start, steepness.abs()
-            enter = torch.sub(middle, size, alpha=half)
-            leave = torch.add(middle, size, alpha=half)
-            near = enter if near is None else torch.maximum(near, enter)
-            far = leave if far is None else torch.minimum(far, leave)
-        assert near is not None
-        assert far is not None
-        return near, far
-
-    def _write(
-        self, rows: slice, columns: slice, depth: Tensor, hit: Tensor, number: int | Tensor
-    ) -> None:
-        nearest, which = self.depth[rows, columns], self.which[rows, columns]
-        hit = hit & (depth < nearest)
-        torch.where(hit, depth, nearest, out=nearest)
-        if isinstance(number, int):
-            which.masked_fill_(hit, number)
+            inverse = self.rays[:, rows, columns].copy()
+            x, _, z = inverse
+            inverse[0], inverse[2] = (
+                shape.cosine * x - shape.sine * z,
+                shape.sine * x + shape.cosine * z,
+            )
+            np.reciprocal(inverse, out=inverse)
+            steepness = np.abs(inverse)
         else:
-            torch.where(hit, number, which, out=which)
+            inverse, steepness = self._inverse[:, rows, columns], self._steepness[:, rows, columns]
+        middle = torch.from_numpy(inverse * -_column(self._start(shape)))
+        extent = torch.from_numpy(steepness), torch.from_numpy(_column(shape.half))
+        enter = torch.addcmul(middle, *extent, value=-1)
+        return enter.numpy(), torch.addcmul(middle, *extent, out=middle).numpy()
 
-    def _window(self, shape: _Shape) -> tuple[slice, slice] | None:
-        """Rows and columns of the pixels that may see the shape; None: none can."""
-        corners = []
-        for signs in itertools.product((-1, 1), repeat=3):
-            x, y, z = (sign * half for sign, half in zip(signs, shape.half, strict=True))
-            x, z = shape.cosine * x + shape.sine * z, shape.cosine * z - shape.sine * x
-            corners.append(self._seen(x, y, z, shape.centre))
-        if all(corner[2] < NEAREST_M for corner in corners):
+    def _write(self, window: _Window, depth: np.ndarray, hit: np.ndarray, number: int) -> None:
+        if window.is_cut:
+            hit &= depth > NEAREST_M
+        np.copyto(window.nearest, depth, where=hit)
+        np.copyto(window.which, number, where=hit)
+
+    def _window(self, shape: Shape) -> _Window | None:
+        """Where the shape may be seen; None: nowhere.
+
+        One that reaches behind the camera has a window, and so a number, even if it is empty.
+        """
+        corners = self._corners(shape)
+        seen = [corner for corner in corners if corner[2] >= NEAREST_M]
+        if not seen:
             return None
-        if any(corner[2] < NEAREST_M for corner in corners):
-            return slice(None), slice(None)
-        columns = [self.camera.centre_x + self.camera.focal_x * x / d for x, _, d in corners]
-        rows = [self.camera.centre_y - self.camera.focal_y * y / d for _, y, d in corners]
+        is_cut = len(seen) < len(corners)
+        if is_cut:  # where it comes too near
+            for a, b in _EDGES:
+                one, other = corners[a], corners[b]
+                if (one[2] < NEAREST_M) != (other[2] < NEAREST_M):
+                    share = (NEAREST_M - one[2]) / (other[2] - one[2])
+                    x, y = (one[i] + share * (other[i] - one[i]) for i in range(2))
+                    seen.append((x, y, NEAREST_M))
+        columns = [self.camera.centre_x + self.camera.focal_x * x / d for x, _, d in seen]
+        rows = [self.camera.centre_y - self.camera.focal_y * y / d for _, y, d in seen]
         top, bottom = max(0, int(min(rows))), min(self.size[0], int(max(rows)) + 2)
         left, right = max(0, int(min(columns))), min(self.size[1], int(max(columns)) + 2)
-        return (slice(top, bottom), slice(left, right)) if top < bottom and left < right else None
+        if not is_cut and (top >= bottom or left >= right):
+            return None
+        where = slice(top, max(top, bottom)), slice(left, max(left, right))
+        return _Window(*where, self.depth[where], self.which[where], is_cut)
 
-    def _seen(self, x: float, y: float, z: float, centre: Vector) -> Vector:
-        """A point, given from ``centre``, in the camera: right, up, depth."""
-        x, y, z = x + centre[0], y + centre[1] - self.pose.height_m, z + centre[2]
+    def _corners(self, shape: Shape) -> list[Vector]:
+        """Of the box around it, in the camera: right, up, depth."""
+        x, y, z = shape.centre
+        half_x, half_y, half_z = shape.half
+        middle = self._turned(x, y - self.pose.height_m, z)
+        sides = (
+            self._turned(shape.cosine * half_x, 0.0, -shape.sine * half_x),
+            self._turned(0.0, half_y, 0.0),
+            self._turned(shape.sine * half_z, 0.0, shape.cosine * half_z),
+        )
+        (ax, ay, az), (bx, by, bz), (cx, cy, cz) = sides
+        x, y, z = middle
+        return [
+            (
+                x + i * ax + j * bx + k * cx,
+                y + i * ay + j * by + k * cy,
+                z + i * az + j * bz + k * cz,
+            )
+            for i, j, k in _SIGNS
+        ]
+
+    def _turned(self, x: float, y: float, z: float) -> Vector:
+        """A vector of the world in the camera: right, up, depth."""
         x, z = self._yaw[0] * x - self._yaw[1] * z, self._yaw[1] * x + self._yaw[0] * z
         y, z = self._pitch[0] * y + self._pitch[1] * z, self._pitch[0] * z - self._pitch[1] * y
         return x, y, -z
 
 
-def shade(canvas: Canvas, looks: Looks, sky: Colour, light: Vector, haze_m: float) -> Tensor:
-    """(3, H, W), in [0, 1]: colours, patterns, bands, light from one side, haze.
-
-    A pattern fades to its mean where a period is less than four pixels.
-
-    Args:
-        canvas: with everything cast.
-        looks: of the canvas.
-        sky: colour where nothing is, and of the haze.
-        light: the direction to the light, of length 1.
-        haze_m: the distance over which contrast falls to 1 / e.
-    """
-    table = torch.tensor([_row(surface) for surface in canvas.surfaces])
-    row = _of_pixels(table, canvas.which)  # (12, H, W)
-    period, pattern, band = row[9], row[10], row[11]
-    depth = torch.where(canvas.which >= 0, canvas.depth, 1e4)
-    waves = (looks.place * (2 * math.pi / period)).sin()
-    wave = torch.where(pattern == 2, waves[0] * waves[1], waves[0])
-    pixels = canvas.camera.focal_x * period / depth  # of a period
-    strength = ((pixels - 2) / 2).clamp(0, 1)
-    share = 0.5 * (1 + strength * (3 * wave).clamp(-1, 1)) * (pattern > 0)
-    image = torch.lerp(row[0:3], row[3:6], share)
-    at_top = (band == 1) & (looks.rise > 1 - BAND_SHARE)
-    at_bottom = (band == 2) & (looks.rise < BAND_SHARE)
-    is_upright = looks.normal[1].abs() < 0.5
-    image = torch.where(is_upright & (at_top | at_bottom), row[6:9], image)
-    x, y, z = looks.normal
-    towards = (x * light[0] + y * light[1] + z * light[2]).clamp(min=0)
-    image = image * (0.6 + 0.4 * towards)
-    return torch.lerp(torch.tensor(sky)[:, None, None], image, (-depth / haze_m).exp())
-
-
-def _of_pixels(table: Tensor, which: Tensor) -> Tensor:
-    """(columns of the table, H, W): the row of each pixel's surface."""
-    rows = table.T.contiguous().index_select(1, which.clamp(min=0).flatten())
-    return rows.reshape(-1, *which.shape)
-
-
-def _row(surface: Surface) -> tuple[float, ...]:
-    """12 numbers: three colours, the period, which pattern, which band."""
-    colours = (*surface.colour, *surface.second_colour, *surface.band_colour)
-    pattern, band = PATTERNS.index(surface.pattern), BANDS.index(surface.band)
-    return (*colours, surface.period_m, pattern, band)
+def _column(vector: Sequence[float]) -> np.ndarray:
+    """(3, 1, 1)"""
+    return np.array(vector, np.float32)[:, None, None]
