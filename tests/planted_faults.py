@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from cuda_backend import Backend, Emulator
@@ -142,6 +142,7 @@ WGMMA = Problem(
     in_channels=192, out_channels=56, size=(23, 27), kernel=(1, 1), padding=(0, 0), density=0.7,
     activation="relu6",
 )  # fmt: skip
+WGMMA_TF32 = replace(WGMMA, in_channels=96)
 WGMMA_DGRAD = Problem(
     in_channels=56, out_channels=192, size=(23, 27), kernel=(1, 1), padding=(0, 0), density=0.7
 )
@@ -183,6 +184,7 @@ CALLS: dict[str, Call] = {
     "tf32 forward": one_pass("forward", WIDE, torch.float32, "implicit_gemm", allow_tf32=True),
     "wgmma dgrad": one_pass("dgrad", WGMMA_DGRAD, torch.bfloat16, "implicit_gemm"),
     "wgmma wgrad": one_pass("wgrad", WGMMA_WGRAD, torch.bfloat16, "implicit_gemm"),
+    "wgmma tf32": one_pass("forward", WGMMA_TF32, torch.float32, "implicit_gemm", allow_tf32=True),
     "wgmma forward": one_pass("forward", WGMMA, torch.bfloat16, "implicit_gemm"),
     "few-channels": one_pass("forward", FEW_CHANNELS, torch.float32, "implicit_gemm"),
     "epilogue": one_pass("forward", EPILOGUE, torch.float16, "implicit_gemm"),

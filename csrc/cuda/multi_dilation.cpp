@@ -70,7 +70,7 @@ void run_forward(DeviceCall& call, const MultiDilationArgs& args) {
     return call.check(launch_multi_dilation_forward(call.context(), args));
   }
   const SortedBranches pixels = sort_branches(call, args);
-  if (wgmma_refusal(device, args.geometry.in_channels).empty()) {
+  if (wgmma_refusal(device, args.geometry.in_channels, true).empty()) {
     void* workspace = call.scratch(multi_dilation_wgmma_workspace(call.context(), args));
     return call.check(launch_multi_dilation_wgmma(call.context(), args, pixels, workspace));
   }

@@ -21,7 +21,7 @@ constexpr double kBreakEvenDensity = 0.5;
 constexpr ForwardKernel kImplicitKernels[] = {
     ForwardKernel::kWgmma,     ForwardKernel::kTensorCore,  ForwardKernel::kSimt,
     ForwardKernel::kDepthwise, ForwardKernel::kFewChannels, ForwardKernel::kDirect};
-constexpr int64_t kWgmmaDepth = 64;   // elements of a row of 128 bytes
+constexpr int64_t kWgmmaBytes = 128;  // of the depth of a step
 constexpr int kWgmmaCapability = 90;  // code of sm_90a runs on no other
 
 // The highest capability whose kernels may run, by the environment.
@@ -95,13 +95,18 @@ std::string density_reason(std::optional<double> expected_density) {
 
 }  // namespace
 
-std::string wgmma_refusal(const DeviceTraits& device, int64_t depth) {
+std::string wgmma_refusal(const DeviceTraits& device, int64_t depth, bool takes_tf32) {
   if (device.compute_capability != kWgmmaCapability) return "no GPU of compute capability 9.0";
   if (most_capability() < kWgmmaCapability) return "PERFCONV_CUDA_CAPABILITY is below 90";
   const bool is_half =
       device.storage == StorageType::kBFloat16 || device.storage == StorageType::kHalf;
-  if (!is_half) return "neither bfloat16 nor float16";
-  return depth % kWgmmaDepth == 0 ? "" : "the summed channels of a group are no multiple of 64";
+  if (!is_half && !(takes_tf32 && device.storage == StorageType::kFloat)) {
+    return "neither bfloat16 nor float16";
+  }
+  if (!is_half && !device.allow_tf32) return "float32 without torch's permission to use tf32";
+  const int64_t multiple = kWgmmaBytes / element_bytes(device.storage);
+  if (depth % multiple == 0) return "";
+  return "the summed channels of a group are no multiple of " + std::to_string(multiple);
 }
 
 std::string refusal(ForwardKernel kernel, const ConvGeometry& g, const DeviceTraits& device) {
@@ -110,7 +115,7 @@ std::string refusal(ForwardKernel kernel, const ConvGeometry& g, const DeviceTra
     case ForwardKernel::kGatherGemm:
       return "";
     case ForwardKernel::kWgmma:
-      if (const auto reason = wgmma_refusal(device, g.group_in_channels()); !reason.empty()) {
+      if (const auto reason = wgmma_refusal(device, g.group_in_channels(), true); !reason.empty()) {
         return reason;
       }
       return tile_refusal(g, device);

@@ -32,8 +32,9 @@ struct DeviceTraits {
 
 // Why a product does not run on wgmma; empty if it does. The environment variable
 // PERFCONV_CUDA_CAPABILITY (such as 80) asks for the kernels of older devices.
-// depth: what is summed over for each tap, channels of a group.
-std::string wgmma_refusal(const DeviceTraits& device, int64_t depth);
+// depth: what is summed over for each tap, channels of a group; takes_tf32: whether float32 may
+// run, rounded to tf32, which wgmma multiplies only where both factors have the depth contiguous.
+std::string wgmma_refusal(const DeviceTraits& device, int64_t depth, bool takes_tf32 = false);
 
 // Why a kernel does not take a problem; empty if it does.
 std::string refusal(ForwardKernel kernel, const ConvGeometry& g, const DeviceTraits& device);

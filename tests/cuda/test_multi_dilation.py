@@ -249,7 +249,10 @@ def test_dgrad_of_few_branches(backend: Backend, name: str, chosen: str) -> None
     )
 
 
-@pytest.mark.parametrize("name", ["tied", "narrow-tiles", "untied-tiles", "wide-weight"])
+TF32_NAMES = ["tied", "narrow-tiles", "untied-tiles", "wide-weight", *WGMMA_CASES]
+
+
+@pytest.mark.parametrize("name", TF32_NAMES)
 def test_tf32(backend: Backend, name: str) -> None:
     """With factors that tf32 holds exactly, the tensor cores are as exact as float32."""
     values = {
@@ -258,12 +261,14 @@ def test_tf32(backend: Backend, name: str) -> None:
     }
     exact, dense = results(name, values, torch.float64), results(name, values, torch.float32)
     sums = results(name, magnitudes(values), torch.float64)
-    _, _, side, dilations, is_tied, _, _ = CASES[name]
+    _, _, side, dilations, is_tied, _, _ = ALL_CASES[name]
     names = ("input", "weight", "choice", "bias", "grad_output")
     input, weight, choice, bias, grad = backend.to(*(values[key] for key in names))
     output = backend.ops.multi_dilation_conv2d(
         input, weight, choice, bias, None, list(dilations), "zero", "none", True
     )
+    if backend.emulator is not None:
+        assert ("wgmma_gemm_kernel" in backend.emulator.text("log")) == (name in WGMMA_CASES)
     wgrad = backend.ops.multi_dilation_wgrad(
         grad, input, choice, side, list(dilations), is_tied, True
     )

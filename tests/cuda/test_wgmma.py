@@ -8,7 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 from cuda_backend import Backend, open_backend
-from helpers import Problem, assert_as_exact, assert_no_row_missing, expected
+from helpers import Problem, assert_as_exact, assert_no_row_missing, expected, to_double
+
+from perfconv.ops import reference
 
 # Columns of the tile by output channels; tiles of 256 only where there are enough of them.
 NARROW, MIDDLE, WIDE = 64, 128, 256
@@ -101,6 +103,100 @@ PROBLEMS = {
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_problems(backend: Backend, name: str) -> None:
     run(backend, PROBLEMS[name], torch.bfloat16)
+
+
+def rounded_to_tf32(values: torch.Tensor) -> torch.Tensor:
+    """To the nearest, ties away from zero."""
+    bits = values.contiguous().view(torch.int32)
+    return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+def run_tf32(backend: Backend, problem: Problem, columns: int | None = None) -> torch.Tensor:
+    """Factors rounded to the nearest, not cut: the same bits as of rounded ones, whose products
+    float32 holds exactly."""
+    tensors, _, _, sums = expected(problem, torch.float32, False)
+    rounded = {**tensors, **{name: rounded_to_tf32(tensors[name]) for name in ("input", "weight")}}
+    output, wanted = (
+        backend.forward(
+            problem, torch.float32, "implicit_gemm", tensors=values, allow_tf32=True
+        )
+        for values in (tensors, rounded)
+    )  # fmt: skip
+    if backend.emulator is not None:
+        tile = launched_tile(backend)
+        assert f"Li{columns}E" in tile if columns else tile
+    assert torch.equal(output, wanted)
+    operands = {name: value for name, value in rounded.items() if name != "grad_output"}
+    double = {name: to_double(value) for name, value in operands.items()}
+    exact = reference.perforated_conv2d(**double, **problem.options)
+    dense = reference.perforated_conv2d(**operands, **problem.options, dtype=torch.float32)
+    assert_as_exact("output", output, exact, dense, sums["output"])
+    return output
+
+
+@pytest.mark.parametrize(
+    ("channels", "columns"),
+    [(1, NARROW), (64, NARROW), (65, MIDDLE), (128, MIDDLE), (129, WIDE), (257, WIDE)],
+)
+def test_tf32_columns(backend: Backend, channels: int, columns: int) -> None:
+    problem = Problem(
+        batch=1, in_channels=32, out_channels=channels, size=(257, 1), kernel=(2, 1), density=1.0,
+        padding=(1, 0),
+    )  # fmt: skip
+    run_tf32(backend, problem, columns)
+
+
+TF32_PROBLEMS = {
+    "epilogue": replace(EPILOGUE, in_channels=96),
+    "groups": Problem(in_channels=96, out_channels=3 * 66, groups=3, size=(5, 7)),
+    "stride": Problem(in_channels=32, stride=(2, 1), dilation=(1, 2), padding=(2, 1), batch=3),
+    "empty": Problem(in_channels=32, density=0.0, fill="passthrough"),
+    "one-pixel": Problem(in_channels=32, batch=1, size=(1, 1)),
+    "deep": Problem(in_channels=320, size=(6, 7), kernel=(1, 1), padding=(0, 0), density=0.6),
+}
+
+
+@pytest.mark.parametrize("name", TF32_PROBLEMS)
+def test_tf32(backend: Backend, name: str) -> None:
+    run_tf32(backend, TF32_PROBLEMS[name])
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_tf32_keeps_what_is_not_finite(backend: Backend, bad: float) -> None:
+    """Rounding by adding to the bits would make zeros of some."""
+    problem = Problem(in_channels=32, kernel=(1, 1), padding=(0, 0), density=1.0)
+    for operand in ("input", "weight"):
+        tensors = dict(expected(problem, torch.float32, False)[0])
+        tensors[operand] = tensors[operand].clone()
+        tensors[operand].flatten()[0] = bad
+        output = backend.forward(
+            problem, torch.float32, "implicit_gemm", tensors=tensors, allow_tf32=True
+        )
+        exact = reference.perforated_conv2d(
+            **{name: value for name, value in tensors.items() if name != "grad_output"},
+            **problem.options,
+        )
+        assert torch.equal(output.isfinite(), exact.isfinite())
+
+
+@pytest.mark.emulated
+def test_tf32_of_any_schedule(emulated: Backend) -> None:
+    problem = replace(EPILOGUE, in_channels=96)
+    outputs = []
+    for seed, mode, multiprocessors in ((1, 0, 1), (2, 1, 1), (3, 2, 1), (4, 1, 40), (5, 2, 40)):
+        emulated.emulator.set(sms=multiprocessors, occupancy=1, seed=seed, **{"async": mode})
+        outputs.append(run_tf32(emulated, problem))
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[0], outputs[2])
+    assert torch.equal(outputs[3], outputs[4])  # parts of tiles: sums in another order
+
+
+@pytest.mark.emulated
+def test_tf32_of_gradients_takes_the_other_tiles(emulated: Backend) -> None:
+    problem = Problem(in_channels=64, out_channels=128)
+    for call in (emulated.dgrad, emulated.wgrad):
+        call(problem, torch.float32, "implicit_gemm", allow_tf32=True)
+        assert "wgmma" not in emulated.emulator.text("log")
 
 
 def run_dgrad(

@@ -108,6 +108,16 @@ __global__ void collectives(const uint32_t* in, uint32_t* out) {
   word(out, 11) = __reduce_xor_sync(members, value);
 }
 
+// When they are there: out[e * 128 + t].
+template <int kSums>
+__device__ __forceinline__ void store_products(float (&sums)[kSums], float* out) {
+  ptx::commit_products();
+  ptx::wait_products<0>();
+  ptx::pin(sums);
+#pragma unroll
+  for (int e = 0; e < kSums; ++e) out[e * 128 + threadIdx.x] = sums[e];
+}
+
 // sums (64 x columns) = a (64 x 64, K-major) b (64 x columns), as each thread holds them: out[e *
 // 128
 // + t]. b has the columns as rows, or with kIsBNMajor the depths; a with kIsAMMajor the depths as
@@ -141,12 +151,46 @@ __global__ void __launch_bounds__(128) products(const uint4* a, const uint4* b, 
     ptx::multiply_add_async<T, kIsAMMajor, kIsBNMajor>(sums, a_operand + (kIsAMMajor ? 128 : 2) * k,
                                                        b_operand + (kIsBNMajor ? 128 : 2) * k);
   }
-  ptx::commit_products();
-  ptx::wait_products<0>();
-  ptx::pin(sums);
-#pragma unroll
-  for (int e = 0; e < kSums; ++e) out[e * 128 + t] = sums[e];
+  store_products(sums, out);
 #endif
+}
+
+// The same with tf32: a (64 x 32) from registers, b (columns x 32) K-major.
+template <int kSums>
+__global__ void __launch_bounds__(128) tf32_products(const uint4* a, const uint4* b, float* out) {
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  extern __shared__ __align__(1024) uint4 tiles[];
+  uint4* b_tile = tiles + 64 * 8;
+  const auto t = static_cast<int>(threadIdx.x);
+  const auto place = [](int row, int chunk) { return row * 8 + (chunk ^ row % 8); };
+  for (int i = t; i < 64 * 8; i += 128) tiles[place(i / 8, i % 8)] = a[i];
+  for (int i = t; i < 2 * kSums * 8; i += 128) b_tile[place(i / 8, i % 8)] = b[i];
+  ptx::fence_async_proxy();
+  __syncthreads();
+  uint32_t rows[4][4];
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    const int row = t / 32 * 16 + t % 16;
+    ptx::load_matrices(rows[k], ptx::shared_address(&tiles[place(row, 2 * k + t % 32 / 16)]));
+    ptx::pin(rows[k]);
+  }
+  const uint64_t b_operand = ptx::operand_descriptor(ptx::shared_address(b_tile), 0);
+  float sums[kSums] = {};
+  ptx::fence_sums();
+#pragma unroll
+  for (int k = 0; k < 4; ++k) ptx::multiply_add_async(sums, rows[k], b_operand + 2 * k);
+  store_products(sums, out);
+#endif
+}
+
+using ProductsKernel = void (*)(const uint4*, const uint4*, float*);
+cudaError_t run_products_kernel(ProductsKernel kernel, int columns, const Arguments& a) {
+  const int bytes = (64 + columns) * 128;
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (error != cudaSuccess) return error;
+  kernel<<<1, 128, bytes, a.stream>>>(a.at<uint4>(0), a.at<uint4>(1), a.at<float>(2));
+  return cudaGetLastError();
 }
 
 using Kernel = void (*)(const uint32_t*, uint32_t*);
@@ -158,13 +202,12 @@ cudaError_t run(const Arguments& a) {
 
 template <class T, bool kIsAMMajor, bool kIsBNMajor, int kSums>
 cudaError_t run_products(const Arguments& a) {
-  constexpr int kBytes = (64 + 2 * kSums) * 128;
-  const auto kernel = products<T, kIsAMMajor, kIsBNMajor, kSums>;
-  const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-  if (error != cudaSuccess) return error;
-  kernel<<<1, 128, kBytes, a.stream>>>(a.at<uint4>(0), a.at<uint4>(1), a.at<float>(2));
-  return cudaGetLastError();
+  return run_products_kernel(products<T, kIsAMMajor, kIsBNMajor, kSums>, 2 * kSums, a);
+}
+
+template <int kSums>
+cudaError_t run_tf32_products(const Arguments& a) {
+  return run_products_kernel(tf32_products<kSums>, 2 * kSums, a);
 }
 
 const Feature kList[] = {
@@ -188,6 +231,9 @@ const Feature kList[] = {
     {"wgmma_f16_64", run_products<__half, false, false, 32>},
     {"wgmma_f16_128", run_products<__half, false, false, 64>},
     {"wgmma_f16_256", run_products<__half, false, false, 128>},
+    {"wgmma_tf32_64", run_tf32_products<32>},
+    {"wgmma_tf32_128", run_tf32_products<64>},
+    {"wgmma_tf32_256", run_tf32_products<128>},
     {"wgmma_bf16_64_n_major", run_products<__nv_bfloat16, false, true, 32>},
     {"wgmma_bf16_128_n_major", run_products<__nv_bfloat16, false, true, 64>},
     {"wgmma_bf16_256_n_major", run_products<__nv_bfloat16, false, true, 128>},

@@ -196,12 +196,34 @@ def test_wgmma(
         In(b.T.contiguous() if major else b),
         out,
     )
+    assert torch.equal(out, of_threads((a.double() @ b.double().T).float()))
+
+
+def of_threads(product: torch.Tensor) -> torch.Tensor:
+    """Where each thread holds the elements of D: the manual's "register fragments"."""
     register, thread = torch.meshgrid(
-        torch.arange(columns // 2), torch.arange(128), indexing="ij"
-    )  # "Register fragments": where each thread holds the elements of D
+        torch.arange(product.size(1) // 2), torch.arange(128), indexing="ij"
+    )
     row = thread // 32 * 16 + thread % 32 // 4 + register // 2 % 2 * 8
     column = register // 4 * 8 + thread % 4 * 2 + register % 2
-    assert torch.equal(out, (a.double() @ b.double().T).float()[row, column])
+    return product[row, column]
+
+
+@pytest.mark.parametrize("columns", [64, 128, 256])
+def test_wgmma_of_tf32(kernels: Features | DeviceFeatures, columns: int) -> None:
+    """The same, and the low 13 bits of either factor make no difference."""
+    if isinstance(kernels, DeviceFeatures) and torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("only compute capability 9.0 has wgmma")
+    generator = torch.Generator().manual_seed(columns)
+    a, b = (torch.randint(-16, 17, (rows, 32), generator=generator) / 16 for rows in (64, columns))
+    noise = [torch.randint(0, 1 << 13, (64, 32), generator=generator), 0x1FFF]
+    noisy = [
+        (values.view(torch.int32) | bits).to(torch.int32).view(torch.float32)
+        for values, bits in zip((a, b), noise, strict=True)
+    ]
+    out = torch.full((columns // 2, 128), float("nan"))
+    kernels.run(f"wgmma_tf32_{columns}", In(noisy[0]), In(noisy[1]), out)
+    assert torch.equal(out, of_threads((a.double() @ b.double().T).float()))
 
 
 # ---- copies and rounding -------------------------------------------------------------------------

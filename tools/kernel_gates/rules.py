@@ -55,6 +55,7 @@ RULES = (
     Rule("*_implicit.cu", "implicit_gemm_kernel*", *TENSOR_CORES, "tensor cores"),
     Rule("*_sm90a.cu", "wgmma_gemm_kernel*", *WGMMA, "tensor cores, by warpgroups"),
     Rule("*_sm90a.cu", "wgmma_wgrad_kernel*", *WGMMA_WGRAD, "tensor cores, by warpgroups"),
+    Rule("*_sm90a.cu", "round_weight_kernel*", (r"STG\.E\.128",), (ATOMICS,), "16 bytes at a time"),
     Rule("*_sm90a.cu", "finish_kernel*", (r"STG\.E\.128",), (ATOMICS,), "parts in one order"),
     Rule("*_implicit.cu", "finish_kernel*", (r"STG\.E\.128",), (ATOMICS,), "parts in one order"),
     Rule(

@@ -100,6 +100,13 @@ __device__ __forceinline__ void pin(float (&sums)[kCount]) {
   for (float& sum : sums) asm volatile("" : "+f"(sum)::"memory");
 }
 
+// The same for values that a multiplication reads from registers.
+template <int kCount>
+__device__ __forceinline__ void pin(uint32_t (&values)[kCount]) {
+#pragma unroll
+  for (uint32_t& value : values) asm volatile("" : "+r"(value)::"memory");
+}
+
 // clang-format off
 #define PERFCONV_NAMES_32 \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, " \
@@ -131,6 +138,11 @@ __device__ __forceinline__ void pin(float (&sums)[kCount]) {
   } else {                                                              \
     PERFCONV_WGMMA("256", type, 128, "%128", "%129", "%130, %131");     \
   }
+#define PERFCONV_WGMMA_TF32(columns, count, a_names, b_name)                                    \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n" columns "k8.f32.tf32.tf32 {"                 \
+               PERFCONV_NAMES_##count "}, {" a_names "}, " b_name ", 1, 1, 1;"                  \
+               : PERFCONV_SUMS_##count(0)                                                       \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
 // clang-format on
 
 // Starts sums (64 x 2 kSums) += a (64 x 16) * b (16 x 2 kSums), K-major unless said, in the four
@@ -147,6 +159,21 @@ __device__ __forceinline__ void multiply_add_async(float (&sums)[kSums], uint64_
   }
 }
 
+// The same with tf32, eight deep: a in registers, as load_matrices puts 16 rows of 32 bytes into
+// those of a warp, b K-major. Of b the low 13 bits are ignored: rounding is the caller's.
+template <int kSums>
+__device__ __forceinline__ void multiply_add_async(float (&sums)[kSums], const uint32_t (&a)[4],
+                                                   uint64_t b) {
+  static_assert(kSums == 32 || kSums == 64 || kSums == 128, "64, 128 or 256 columns");
+  if constexpr (kSums == 32) {
+    PERFCONV_WGMMA_TF32("64", 32, "%32, %33, %34, %35", "%36");
+  } else if constexpr (kSums == 64) {
+    PERFCONV_WGMMA_TF32("128", 64, "%64, %65, %66, %67", "%68");
+  } else {
+    PERFCONV_WGMMA_TF32("256", 128, "%128, %129, %130, %131", "%132");
+  }
+}
+
 #undef PERFCONV_NAMES_32
 #undef PERFCONV_NAMES_64
 #undef PERFCONV_NAMES_128
@@ -157,6 +184,7 @@ __device__ __forceinline__ void multiply_add_async(float (&sums)[kSums], uint64_
 #undef PERFCONV_SUMS_128
 #undef PERFCONV_WGMMA
 #undef PERFCONV_WGMMA_OF
+#undef PERFCONV_WGMMA_TF32
 
 // ---- registers
 // ------------------------------------------------------------------------------------

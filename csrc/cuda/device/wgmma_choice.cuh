@@ -6,8 +6,8 @@
 
 namespace perfconv::cuda {
 
-// Wide layers: of each 64-deep step every row of A serves 256 columns, which halves what is
-// gathered a multiplication; 128 sums a thread leave room for one block only.
+// Wide layers: of each step, 64 deep (tf32: 32), every row of A serves 256 columns, which halves
+// what is gathered a multiplication; 128 sums a thread leave room for one block only.
 template <class T, BLayout layout>
 using WgmmaWideTile = WgmmaTile<T, layout, 256, 4, 1, 56, 224>;
 // Up to 128 columns, or too few rows for wide tiles to fill the device: six stages in flight.
@@ -33,7 +33,12 @@ auto visit_wgmma_columns(const LaunchContext& context, const GemmArgs& args, int
 template <BLayout layout, class Function>
 auto visit_wgmma_tile(const LaunchContext& context, const GemmArgs& args, StorageType storage,
                       int64_t most_rows, Function function) {
-  return storage == StorageType::kBFloat16  // the planner refuses all but 16 bits
+  if constexpr (layout == BLayout::kDepthContiguous) {
+    if (storage == StorageType::kFloat) {
+      return visit_wgmma_columns<float, layout>(context, args, most_rows, function);
+    }
+  }
+  return storage == StorageType::kBFloat16  // the planner refuses the rest
              ? visit_wgmma_columns<__nv_bfloat16, layout>(context, args, most_rows, function)
              : visit_wgmma_columns<__half, layout>(context, args, most_rows, function);
 }

@@ -24,6 +24,7 @@
 
 #include "cuda/device/implicit_gemm.cuh"
 #include "cuda/device/wgmma_pipeline.cuh"
+#include "cuda/device/wgmma_tf32.cuh"
 #include "cuda/device/wgmma_tile.cuh"
 
 namespace perfconv::cuda {
@@ -244,7 +245,11 @@ __device__ __forceinline__ void multiply_tiles(const GemmArgs& args, WgmmaShared
     const StepRange steps = steps_of<Tile>(args, grid, unit, taps_of(table));
     float sums[Tile::kSums] = {};
     const uint32_t first_row = warp / 4 * 64 * Tile::kRowBytes;
-    multiply_stages<Tile>(steps.last - steps.first, first_row, shared, stage, sums);
+    if constexpr (sizeof(typename Tile::Element) == 4) {
+      multiply_tf32_stages<Tile>(steps.last - steps.first, first_row, shared, stage, sums);
+    } else {
+      multiply_stages<Tile>(steps.last - steps.first, first_row, shared, stage, sums);
+    }
     float* partials = args.partials + number * Tile::kRows * Tile::kColumns;
     const bool is_split = grid.parts > 1;
     const auto store = [&](int row, int column, const float* run) {

@@ -39,7 +39,7 @@ struct WgmmaTile {
   static constexpr int kStagedColumns = 32;
   static constexpr int kStagingPitch = kStagedColumns + 8;
 
-  static_assert(sizeof(Element) == 2, "tf32 would need both operands K-major");
+  static_assert(sizeof(Element) == 2 || !kIsBNMajor, "wgmma transposes 16 bits only");
   static_assert(columns % kBlockColumns == 0 && (columns & (columns - 1)) == 0,
                 "finish_kernel divides by shifts");
   static_assert(kStageBytes % 1024 == 0, "the swizzle repeats after 1024 bytes");

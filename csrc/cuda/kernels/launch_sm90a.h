@@ -1,6 +1,7 @@
 // The launchers of the kernels that only compute capability 9.0 runs (device/wgmma_gemm.cuh), each
 // beside its counterpart in launch.h: for bfloat16 and float16, with depths of a group a multiple
-// of 64, 16-byte aligned, at most 32 taps.
+// of 64, 16-byte aligned, at most 32 taps. The forward pass and multi-dilation also for float32
+// rounded to tf32, with multiples of 32.
 #pragma once
 
 #include "cuda/kernels/launch.h"

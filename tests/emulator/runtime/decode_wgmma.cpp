@@ -1,8 +1,9 @@
-// wgmma: m64nNk16 of float16 or bfloat16, both operands in shared memory, float32 accumulators.
-// Every warp of the warpgroup computes its own 16 rows.
+// wgmma with float32 accumulators: m64nNk16 of float16 or bfloat16, both operands in shared memory;
+// m64nNk8 of tf32 with A in registers. Every warp of the warpgroup computes its own 16 rows.
 //
-// From issue until wait_group the accumulators are undefined registers; shared memory is read at
-// any time in between, as the seed decides.
+// From issue until wait_group the accumulators are undefined registers; shared memory, and
+// registers of A, are read at any time in between, as the seed decides.
+#include <bit>
 #include <cmath>
 #include <utility>
 
@@ -18,13 +19,14 @@ namespace {
 
 constexpr int kRows = 16;
 constexpr int kDepth = 16;
+constexpr int kTf32Depth = 8;
 
 WgmmaState& state(Warp* warp) {
   if (warp->wgmma == nullptr) warp->wgmma = std::make_unique<WgmmaState>();
   return *warp->wgmma;
 }
 
-enum Option { kIsBfloat = 1, kTransposesA = 2, kTransposesB = 4 };
+enum Option { kIsBfloat = 1, kTransposesA = 2, kTransposesB = 4, kIsTf32 = 8 };
 
 // Shared address of 16 bytes of an operand: eight elements along K (K-major) or along M or N (where
 // the operand is transposed). PTX ISA, "Matrix descriptor" and "Canonical layouts": swizzling
@@ -58,8 +60,8 @@ struct Operand {
   bool is_transposed;
 };
 
-// Eight elements, `step` apart in values.
-void load_piece(Execution& x, const Operand& operand, int row, int depth, float* values, int step) {
+// 16 bytes.
+const char* piece(Execution& x, const Operand& operand, int row, int depth) {
   const uint32_t address = piece_address(x, operand.descriptor, operand.is_transposed, row, depth);
   const Block& block = *x.block;
   if (!is_in_shared(block, address, 16)) {
@@ -69,7 +71,12 @@ void load_piece(Execution& x, const Operand& operand, int row, int depth, float*
     check_async_proxy(block.shadow.get(), address, 16,
                       make_actor(block.clocks.get(), x.warp->index, 0), shared_place(block));
   }
-  const auto* bits = reinterpret_cast<const uint16_t*>(block.arena + address);
+  return reinterpret_cast<const char*>(block.arena + address);
+}
+
+// Eight elements, `step` apart in values.
+void load_piece(Execution& x, const Operand& operand, int row, int depth, float* values, int step) {
+  const auto* bits = reinterpret_cast<const uint16_t*>(piece(x, operand, row, depth));
   for (int e = 0; e < 8; ++e) {
     values[e * step] = operand.is_bfloat ? to_float(BFloat{bits[e]}) : to_float(Half{bits[e]});
   }
@@ -88,6 +95,29 @@ void load_operand(Execution& x, const Operand& operand, int first_row, int rows,
   }
 }
 
+float from_tf32(uint32_t bits) { return std::bit_cast<float>(bits & 0xFFFFE000u); }
+
+// Register e of lane t holds row t / 4 + 8 (e % 2), depth t % 4 + 4 (e / 2).
+void load_registers(Execution& x, const Instruction& i, float* a) {
+  for (int e = 0; e < 4; ++e) {
+    const uint32_t* lanes = x.at<uint32_t>(i.sources[static_cast<size_t>(e)]);
+    for (int t = 0; t < kLanes; ++t) {
+      a[(t / 4 + e % 2 * 8) * kTf32Depth + t % 4 + e / 2 * 4] = from_tf32(lanes[t]);
+    }
+  }
+}
+
+// Rows of the depth, as values[k * rows + row].
+void load_tf32_columns(Execution& x, uint64_t descriptor, int rows, float* values) {
+  for (int row = 0; row < rows; ++row) {
+    for (int k = 0; k < kTf32Depth; k += 4) {
+      const char* bytes = piece(x, {descriptor, false, false}, row, 2 * k);  // in 16-bit elements
+      const auto* bits = reinterpret_cast<const uint32_t*>(bytes);
+      for (int e = 0; e < 4; ++e) values[(k + e) * rows + row] = from_tf32(bits[e]);
+    }
+  }
+}
+
 // Register e of lane t holds row t / 4 + 8 (e / 2 % 2), column 8 (e / 4) + 2 (t % 4) + e % 2.
 void run_operation(Execution& x, WgmmaState* wgmma, WgmmaOperation* operation) {
   if (std::exchange(operation->is_done, true)) return;
@@ -96,10 +126,16 @@ void run_operation(Execution& x, WgmmaState* wgmma, WgmmaOperation* operation) {
   const int columns = static_cast<int>(i.results.size()) * 2;
   float a[kRows * kDepth];
   std::vector<float> b(static_cast<size_t>(columns) * kDepth);
-  load_operand(x, {operation->a, is_bfloat, (i.option & kTransposesA) != 0},
-               x.warp->index % 4 * kRows, kRows, a, kDepth, 1);
-  load_operand(x, {operation->b, is_bfloat, (i.option & kTransposesB) != 0}, 0, columns, b.data(),
-               1, columns);
+  const int depth = (i.option & kIsTf32) != 0 ? kTf32Depth : kDepth;
+  if (depth == kTf32Depth) {
+    load_registers(x, i, a);
+    load_tf32_columns(x, operation->b, columns, b.data());
+  } else {
+    load_operand(x, {operation->a, is_bfloat, (i.option & kTransposesA) != 0},
+                 x.warp->index % 4 * kRows, kRows, a, kDepth, 1);
+    load_operand(x, {operation->b, is_bfloat, (i.option & kTransposesB) != 0}, 0, columns, b.data(),
+                 1, columns);
+  }
   std::vector<float*> lanes;
   for (const Slot& slot : i.results) lanes.push_back(wgmma->values.at(slot.offset).data());
   std::vector<float> sums(static_cast<size_t>(columns));
@@ -109,13 +145,13 @@ void run_operation(Execution& x, WgmmaState* wgmma, WgmmaOperation* operation) {
       return lanes[static_cast<size_t>(e)][row % 8 * 4 + n % 8 / 2];
     };
     for (int n = 0; n < columns; ++n) sums[n] = operation->adds ? sum_of(n) : 0;
-    for (int k = 0; k < kDepth; ++k) {
-      const float factor = a[row * kDepth + k];
+    for (int k = 0; k < depth; ++k) {
+      const float factor = a[row * depth + k];
       for (int n = 0; n < columns; ++n) sums[n] = std::fma(factor, b[k * columns + n], sums[n]);
     }
     for (int n = 0; n < columns; ++n) sum_of(n) = sums[n];
   }
-  x.machine.counters.mma_macs += static_cast<uint64_t>(kRows * kDepth * columns);
+  x.machine.counters.mma_macs += static_cast<uint64_t>(kRows * depth * columns);
 }
 
 void take_accumulators(Execution& x, const Instruction& i, WgmmaState* wgmma) {
@@ -145,8 +181,8 @@ bool is_uniform(const T* lanes) {
 
 void run_multiply(Execution& x, const Instruction& i) {
   gather_warp(x, i, [&](LaneMask) {
-    const uint64_t* a = x.at<uint64_t>(i.a);
     const uint64_t* b = x.at<uint64_t>(i.b);
+    const uint64_t* a = (i.option & kIsTf32) != 0 ? b : x.at<uint64_t>(i.a);
     if (!is_uniform(a) || !is_uniform(b)) x.fail("matrix descriptors differ within a warp");
     WgmmaState& wgmma = state(x.warp);
     take_accumulators(x, i, &wgmma);
@@ -212,24 +248,35 @@ void run_wait(Execution& x, const Instruction& i) {
 
 // targets: register numbers of the accumulators.
 void decode_multiply(Decoder& decoder, const ptx::Statement& s, Instruction* i) {
+  const bool is_tf32 = s.opcode.ends_with("k8.f32.tf32.tf32");
   const bool is_half = s.opcode.ends_with("k16.f32.f16.f16");
   const bool is_bfloat = s.opcode.ends_with("k16.f32.bf16.bf16");
-  if ((!is_half && !is_bfloat) || s.operands.size() != 8) throw Unsupported{"shape or types"};
+  const size_t operands = is_tf32 ? 6 : 8;
+  if ((!is_half && !is_bfloat && !is_tf32) || s.operands.size() != operands) {
+    throw Unsupported{"shape or types"};
+  }
   const bool has_plain_operands =
       decoder.immediate(s.operands[4]) == 1 && decoder.immediate(s.operands[5]) == 1;
-  if (!has_plain_operands || s.operands[1].kind == ptx::Operand::Kind::kVector) {
-    throw Unsupported{"negated or register operand"};
+  const bool is_in_registers = s.operands[1].kind == ptx::Operand::Kind::kVector;
+  if (!has_plain_operands || is_in_registers != is_tf32) {
+    throw Unsupported{"negated operand, or A in another place"};
   }
   i->run = run_multiply;
-  i->option = (is_bfloat ? kIsBfloat : 0) |
-              (decoder.immediate(s.operands[6]) != 0 ? kTransposesA : 0) |
-              (decoder.immediate(s.operands[7]) != 0 ? kTransposesB : 0);
+  auto is_set = [&](size_t operand) {
+    return !is_tf32 && decoder.immediate(s.operands[operand]) != 0;
+  };
+  i->option = (is_bfloat ? kIsBfloat : 0) | (is_tf32 ? kIsTf32 : 0) |
+              (is_set(6) ? kTransposesA : 0) | (is_set(7) ? kTransposesB : 0);
   decoder.vector_results(s.operands[0], 32, s.operands[0].elements.size());
   i->writes.clear();  // they are in flight, not written
   for (const ptx::Operand& accumulator : s.operands[0].elements) {
     i->targets.push_back(accumulator.id);
   }
-  i->a = decoder.source(s.operands[1], 64);
+  if (is_tf32) {
+    decoder.vector_sources(s.operands[1], 32, 4);
+  } else {
+    i->a = decoder.source(s.operands[1], 64);
+  }
   i->b = decoder.source(s.operands[2], 64);
   i->c = decoder.source(s.operands[3], 1);
 }
