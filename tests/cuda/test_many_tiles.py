@@ -51,14 +51,14 @@ def assert_kernel(backend: Backend, kernel: str, columns: int) -> None:
         assert f"Li{columns}E" in backend.emulator.text("log").split(kernel)[1]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float32], ids=str)
 @pytest.mark.parametrize("columns", [64, 128, 256])
 def test_forward(backend: Backend, columns: int, dtype: torch.dtype) -> None:
     mask = mask_of(backend)
     input = sixteenths(backend, dtype, 1, 64, *mask.shape[2:])
     weight = sixteenths(backend, dtype, columns, 64, *KERNEL)
     output = backend.ops.perforated_conv2d(
-        input, weight, mask, **geometry(), algorithm="implicit_gemm"
+        input, weight, mask, **geometry(), algorithm="implicit_gemm", allow_tf32=True
     )
     assert_kernel(backend, "wgmma_gemm_kernel", columns)
     exact = F.conv2d(input.double(), weight.double(), padding=PADDING)
