@@ -49,8 +49,9 @@ def paint(canvas: Canvas, sky: Colour, light: Vector, haze_m: float) -> Painting
     """
     depth = np.where(canvas.which, canvas.depth, np.float32(1))  # of the sky any
     places = _places(canvas, depth)
-    looks = _looked_up(_faces(canvas, light), canvas.which * len(_FACES) + places.face)
-    normals, lit, top, bottom = looks[:3], looks[3], looks[4], looks[5]
+    faces, face = _faces(canvas, light), canvas.which * len(_FACES) + places.face
+    normals = _looked_up(faces[:3], face)
+    lit, top, bottom = _looked_up(faces[3:], face)
     is_band = (places.rise > top) | (places.rise < bottom)
     if len(places.round_pixels):
         at, curved = places.round_pixels, places.curved
