@@ -118,9 +118,11 @@ def read_checkpoint(path: str | Path) -> dict:
     except FileNotFoundError:
         raise
     except Exception as error:
+        reason = str(error).split(". ")[0].splitlines()[0].rstrip(".")
         raise CheckpointError(
             f"{path} must be a checkpoint of perfconv train, got a file that torch.load refuses "
-            f"with weights_only=True: {str(error).splitlines()[0]}. Name another file."
+            f"with weights_only=True: {reason}. Name another file; if it is the last.pt of a run "
+            "that should go on, remove its folder to begin again."
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         given = content.get("format") if isinstance(content, dict) else type(content).__name__
