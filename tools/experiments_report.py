@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from experiments import GROUPS, ROWS, TASKS, finished, read_rows
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -171,6 +172,12 @@ def table(group: str, rows: Rows) -> list[str]:
     return lines
 
 
+def _save(figure: Figure, path: Path) -> None:
+    """The same rows give the same bytes."""
+    with rc_context({"svg.hashsalt": path.name}):
+        figure.savefig(path, format="svg", metadata={"Date": None})
+
+
 def plot_differences(group: str, rows: Rows, path: Path) -> bool:
     """A dot and its interval for each recipe of a group that has two seeds or more."""
     points = []
@@ -190,7 +197,7 @@ def plot_differences(group: str, rows: Rows, path: Path) -> bool:
     axes.axvline(0, color="#8a93a0", linewidth=1)
     axes.set_yticks([-place for place in range(len(points))], [name for name, _ in points])
     axes.set_xlabel("points more than the reference, with 95 % interval")
-    figure.savefig(path, format="svg", metadata={"Date": None})
+    _save(figure, path)
     return True
 
 
@@ -267,7 +274,7 @@ def plot_costs(task: str, rows: Rows, path: Path) -> bool:
     axes.set_xlabel("executed MMACs per image")
     axes.set_ylabel(f"{SCORES[task.replace('-', '_')][2]}, {len(seeds)} seeds")
     axes.legend(frameon=False)
-    figure.savefig(path, format="svg", metadata={"Date": None})
+    _save(figure, path)
     return True
 
 
