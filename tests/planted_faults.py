@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from cuda_backend import Backend, Emulator
-from helpers import Problem, gate_operands, random_mask
+from helpers import Problem, expected, gate_operands, random_mask
 from torch import Tensor
 
 Call = Callable[[Backend], list[Tensor]]
@@ -15,7 +15,8 @@ Call = Callable[[Backend], list[Tensor]]
 ORDER = (
     "bar.sync", "barrier.sync", "bar.warp", "cp.async.wait_group", "cp.async.commit_group",
     "cp.async.mbarrier", "mbarrier.init", "mbarrier.arrive", "mbarrier.try_wait",
-    "fence.proxy.async", "wgmma.fence", "wgmma.commit_group", "wgmma.wait_group",
+    "mbarrier.expect_tx", "cp.async.bulk", "fence.proxy.async", "wgmma.fence",
+    "wgmma.commit_group", "wgmma.wait_group",
 )  # fmt: skip
 # Sampled: sources that may not change places, and what may not be missing.
 SWAPPED = (
@@ -32,6 +33,9 @@ SWAPPED = (
 )
 DROPPED = ("mma", "wgmma.mma_async", "st.global", "st.shared", "fma")
 VECTOR_BYTES = 16
+BLOCK_BYTES = 8192  # of packed weights
+# Bytes that do not come, or come unexpected; another phase.
+ADDED = (("mbarrier.expect_tx", 16), ("mbarrier.expect_tx", -16), ("mbarrier.try_wait", 1))
 
 # What test_planted_faults.py found, for the terminal (cuda/conftest.py).
 summary: list[str] = []
@@ -130,6 +134,14 @@ def one_pass(
     return lambda backend: [getattr(backend, name)(problem, dtype, algorithm, **options)]
 
 
+def packed_pass(backend: Backend) -> list[Tensor]:
+    """The forward pass with weights from a pack: more steps than stages, several tiles a block."""
+    weight = expected(WGMMA_PACKED, torch.bfloat16, False)[0]["weight"]
+    packed = backend.ops.pack_weight(weight, 1)
+    output = backend.forward(WGMMA_PACKED, torch.bfloat16, "implicit_gemm", packed_weight=packed)
+    return [packed, output]
+
+
 # Rows for several tiles of a block; columns and depth with a ragged end; two images.
 WIDE = Problem(in_channels=40, out_channels=72, size=(13, 17), density=0.7, activation="hardswish")
 # Sixteen steps for a ring of three stages: the last one is read from the stage where the epilogue
@@ -143,6 +155,9 @@ WGMMA = Problem(
     activation="relu6",
 )  # fmt: skip
 WGMMA_TF32 = replace(WGMMA, in_channels=96)
+WGMMA_PACKED = Problem(
+    in_channels=128, out_channels=56, size=(18, 17), kernel=(2, 1), padding=(0, 0), density=0.7
+)
 WGMMA_DGRAD = Problem(
     in_channels=56, out_channels=192, size=(23, 27), kernel=(1, 1), padding=(0, 0), density=0.7
 )
@@ -186,6 +201,7 @@ CALLS: dict[str, Call] = {
     "wgmma wgrad": one_pass("wgrad", WGMMA_WGRAD, torch.bfloat16, "implicit_gemm"),
     "wgmma tf32": one_pass("forward", WGMMA_TF32, torch.float32, "implicit_gemm", allow_tf32=True),
     "wgmma forward": one_pass("forward", WGMMA, torch.bfloat16, "implicit_gemm"),
+    "wgmma packed": packed_pass,
     "few-channels": one_pass("forward", FEW_CHANNELS, torch.float32, "implicit_gemm"),
     "epilogue": one_pass("forward", EPILOGUE, torch.float16, "implicit_gemm"),
     "dense": one_pass("forward", EPILOGUE, torch.float32, "dense"),
@@ -203,6 +219,7 @@ CALLS: dict[str, Call] = {
 OTHER_WAYS = {
     "multi-dilation dgrad": "DgradRows",
     "multi-dilation wgmma wgrad": "wgmma_wgrad_kernel",
+    "wgmma packed": "ForwardRows",
 }
 
 
@@ -254,17 +271,22 @@ def faults(emulator: Emulator, kernel: str, samples: int) -> Iterator[Fault]:
     for opcode in ORDER:
         yield from plant(f"drop {opcode}", opcode, f"drop:{opcode}:{{0}}", None)
     yield from plant("wait + 1", "wait:", "wait:{0}:1", None)
+    for opcode, amount in ADDED:
+        yield from plant(f"add to {opcode}", f"add:{opcode}", f"add:{opcode}:{{0}}:{amount}", None)
     for opcode in SWAPPED:
         yield from plant(f"swap {opcode}", f"swap:{opcode}", f"swap:{opcode}:{{0}}", 1)
     for opcode in DROPPED:
         yield from plant(f"drop {opcode}", opcode, f"drop:{opcode}:{{0}}", 1)
     yield from plant("unpredicate", "unpred:", "unpred:{0}")
     yield from plant("shift", "shift:", "shift:{0}:{1}")
+    yield from plant("source", "source:", "source:{0}:{1}", None)
 
 
 def shift_bytes(where: str) -> int:
-    """To the next element or, for vectors, so that the address stays aligned."""
+    """To the next element, for vectors so that the address stays aligned, or to other weights."""
     opcode = where.split()[-1]
+    if ".bulk" in opcode:
+        return BLOCK_BYTES
     size = re.search(r"\.[a-z]+(8|16|32|64)$", opcode)
     is_vector = any(part in opcode for part in (".v2", ".v4", "cp.async", "matrix"))
     return VECTOR_BYTES if is_vector or size is None else int(size[1]) // 8

@@ -135,21 +135,24 @@ if [ -f "$root/tests/emulator/test_conformance.py" ]; then
 fi
 benchmark=(env -u CUBLAS_WORKSPACE_CONFIG "$python" "$root/benchmarks/bench_cuda.py" --no-compile --output "$results")
 if [ $mode = dry ]; then
-  step benchmark 115 "${benchmark[@]}" --dry-run --filter c64-64-1x30x40-k3-dil1-bfloat16-random0.25
+  step benchmark 100 "${benchmark[@]}" --dry-run --filter c64-64-1x30x40-k3-dil1-bfloat16-random0.25
 else
-  step benchmark 115 "${benchmark[@]}"
+  step benchmark 100 "${benchmark[@]}"
 fi
-# On compute capability 9.0 once more with the tiles of 8.0, each against dense in its own run.
-older=$folder/older-tiles.jsonl
-forward=(env -u CUBLAS_WORKSPACE_CONFIG PERFCONV_CUDA_CAPABILITY=80 "$python" -m perfconv bench conv
-  --device cuda --no-compile --modes forward --output "$older")
-if [ $mode = dry ]; then
-  step older-tiles 35 "${forward[@]}" --dry-run --filter c64-64-1x30x40-k3-dil1-bfloat16-random0.25
-elif "$python" -c 'import sys, torch; sys.exit(torch.cuda.get_device_capability() != (9, 0))'; then
-  step older-tiles 35 "${forward[@]}" --filter bfloat16-random0.5
-else
-  step older-tiles 0 skip:no-compute-capability-9.0
-fi
+# What only compute capability 9.0 has, once more without it, each against dense in its own run.
+without() { # NAME VARIABLE=VALUE
+  local forward=(env -u CUBLAS_WORKSPACE_CONFIG "$2" "$python" -m perfconv bench conv
+    --device cuda --no-compile --modes forward --output "$folder/$1.jsonl")
+  if [ $mode = dry ]; then
+    step "$1" 25 "${forward[@]}" --dry-run --filter c64-64-1x30x40-k3-dil1-bfloat16-random0.25
+  elif "$python" -c 'import sys, torch; sys.exit(torch.cuda.get_device_capability() != (9, 0))'; then
+    step "$1" 25 "${forward[@]}" --filter bfloat16-random0.5
+  else
+    step "$1" 0 skip:no-compute-capability-9.0
+  fi
+}
+without older-tiles PERFCONV_CUDA_CAPABILITY=80 # wgmma
+without no-packs PERFCONV_CUDA_PACK=0           # bulk copies of packed weights
 
 # ---- the results file ----------------------------------------------------------------------------
 
@@ -166,6 +169,8 @@ fi
 if [ $mode = gpu ]; then
   kept=$root/benchmarks/results/$(date +%F)-${device,,}.jsonl
   cp "$results" "$kept"
-  [ ! -f "$older" ] || cp "$older" "${kept%.jsonl}-older-tiles.jsonl"
+  for name in older-tiles no-packs; do
+    [ ! -f "$folder/$name.jsonl" ] || cp "$folder/$name.jsonl" "${kept%.jsonl}-$name.jsonl"
+  done
   echo "gpu_check: passed; commit $kept and what is beside it"
 fi

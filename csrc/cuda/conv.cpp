@@ -11,6 +11,7 @@
 #include "cuda/kernels/launch_sm90a.h"
 #include "cuda/nearest.h"
 #include "cuda/operators.h"
+#include "cuda/pack.h"
 
 namespace perfconv::cuda {
 namespace {
@@ -53,6 +54,7 @@ struct Problem {
   const ForwardTensors& tensors;
   const OptionalTensor& active_idx;
   const OptionalTensor& count;
+  const OptionalTensor& packed_weight;
   Epilogue epilogue;  // without its pointers
   ConvAlgorithm wanted;
   std::optional<double> expected_density;
@@ -77,6 +79,7 @@ void run_into(const char* op, const Problem& problem, ConvAlgorithm chosen, cons
                    .allow_tf32 = problem.allow_tf32,
                    .input = call.read(rows),
                    .weight = call.read(taps),
+                   .packed_weight = usable_pack(call, problem.packed_weight, taps, g, 1),
                    .epilogue = problem.epilogue,
                    .mask = mask_args(call, mask_bytes, g.batch),
                    .active = {.idx = call.read<int32_t>(active.active_idx),
@@ -103,7 +106,7 @@ ConvAlgorithm choose(const Problem& problem) {
 Tensor perforated_conv2d(const Tensor& input, const Tensor& weight, const Tensor& mask,
                          const OptionalTensor& bias, const OptionalTensor& base,
                          const OptionalTensor& residual, const OptionalTensor& active_idx,
-                         const OptionalTensor& count, const OptionalTensor& /*packed_weight*/,
+                         const OptionalTensor& count, const OptionalTensor& packed_weight,
                          const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                          const std::vector<int64_t>& dilation, int64_t groups,
                          const std::string& fill_name, const std::string& activation_name,
@@ -120,6 +123,7 @@ Tensor perforated_conv2d(const Tensor& input, const Tensor& weight, const Tensor
       .tensors = tensors,
       .active_idx = active_idx,
       .count = count,
+      .packed_weight = packed_weight,
       .epilogue = {.activation = activation,
                    .base_activation = activate_base ? activation : Activation::kNone,
                    .fill = fill},
@@ -139,8 +143,8 @@ Tensor perforated_conv2d(const Tensor& input, const Tensor& weight, const Tensor
 void perforated_conv2d_into(const Tensor& base, const Tensor& input, const Tensor& weight,
                             const Tensor& mask, const OptionalTensor& bias,
                             const OptionalTensor& active_idx, const OptionalTensor& count,
-                            const OptionalTensor& /*packed_weight*/,
-                            const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                            const OptionalTensor& packed_weight, const std::vector<int64_t>& stride,
+                            const std::vector<int64_t>& padding,
                             const std::vector<int64_t>& dilation, int64_t groups,
                             const std::string& activation_name, bool adds_base, bool activate_base,
                             std::optional<double> expected_density,
@@ -157,6 +161,7 @@ void perforated_conv2d_into(const Tensor& base, const Tensor& input, const Tenso
       .tensors = tensors,
       .active_idx = active_idx,
       .count = count,
+      .packed_weight = packed_weight,
       .epilogue = {.activation = activation,
                    .base_activation = activate_base ? activation : Activation::kNone,
                    .fill = activate_base ? Fill::kPassthrough : Fill::kNone},

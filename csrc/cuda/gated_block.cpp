@@ -13,6 +13,7 @@ namespace {
 
 struct Block {
   const BlockTensors& tensors;
+  const std::vector<Tensor>& packed_weights;
   std::vector<ConvGeometry> stages;
   const std::string& activation;
   const std::string& sum_activation;
@@ -87,19 +88,21 @@ std::tuple<Tensor, Tensor> run(const Block& block, const OptionalTensor& target)
     const std::vector<int64_t> stride{g.stride_h, g.stride_w};
     const std::vector<int64_t> dilation{g.dilation_h, g.dilation_w};
     const auto& [mask, active_idx, count] = pixels[i];
+    OptionalTensor pack;
+    if (!block.packed_weights.empty()) pack = block.packed_weights[i];
     if (i + 1 < block.stages.size()) {
       features = perforated_conv2d(features, t.weights[i], mask, t.biases[i], {}, {}, active_idx,
-                                   count, {}, stride, padding_of(g), dilation, g.groups, "none",
+                                   count, pack, stride, padding_of(g), dilation, g.groups, "none",
                                    block.activation, false, {}, "auto", block.allow_tf32);
     } else if (target) {
       perforated_conv2d_into(*target, features, t.weights[i], mask, t.biases[i], active_idx, count,
-                             {}, stride, padding_of(g), dilation, g.groups, block.sum_activation,
+                             pack, stride, padding_of(g), dilation, g.groups, block.sum_activation,
                              true, activates_shortcut, {}, "auto", block.allow_tf32);
     } else {
       features = perforated_conv2d(features, t.weights[i], mask, t.biases[i], shortcut, shortcut,
-                                   active_idx, count, {}, stride, padding_of(g), dilation, g.groups,
-                                   "passthrough", block.sum_activation, activates_shortcut, {},
-                                   "auto", block.allow_tf32);
+                                   active_idx, count, pack, stride, padding_of(g), dilation,
+                                   g.groups, "passthrough", block.sum_activation,
+                                   activates_shortcut, {}, "auto", block.allow_tf32);
     }
   }
   const Tensor decided =
@@ -118,6 +121,7 @@ std::tuple<Tensor, Tensor> gated_block(
   constexpr const char* kOp = "gated_block";
   const BlockTensors tensors{input, shortcut, mask, gate_weight, gate_bias, weights, biases};
   return run({.tensors = tensors,
+              .packed_weights = packed_weights,
               .stages = check_gated_block(kOp, tensors, packed_weights,
                                           {stride, padding, dilation, groups}),
               .activation = activation,
@@ -140,6 +144,7 @@ Tensor gated_block_into(const Tensor& base, const OptionalTensor& input, const O
   const BlockTensors tensors{
       input ? *input : base, shortcut, mask, gate_weight, gate_bias, weights, biases};
   const Block block{.tensors = tensors,
+                    .packed_weights = packed_weights,
                     .stages = check_gated_block(kOp, tensors, packed_weights,
                                                 {stride, padding, dilation, groups}),
                     .activation = activation,

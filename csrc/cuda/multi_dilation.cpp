@@ -6,6 +6,7 @@
 #include "cuda/images.h"
 #include "cuda/kernels/launch_sm90a.h"
 #include "cuda/nearest.h"
+#include "cuda/pack.h"
 #include "cuda/planner_grad.h"
 
 namespace perfconv::cuda {
@@ -166,7 +167,7 @@ Tensor multi_dilation_conv2d(const Tensor& input, const Tensor& weight, const Te
                              const OptionalTensor& bias, const OptionalTensor& base,
                              const std::vector<int64_t>& dilations, const std::string& fill_name,
                              const std::string& activation_name, bool allow_tf32,
-                             const OptionalTensor& /*packed_weight*/) {
+                             const OptionalTensor& packed_weight) {
   constexpr const char* kOp = "multi_dilation_conv2d";
   const Fill fill = parse_fill(kOp, fill_name);
   const Activation activation = parse_activation(kOp, activation_name);
@@ -186,6 +187,8 @@ Tensor multi_dilation_conv2d(const Tensor& input, const Tensor& weight, const Te
         branch_args(kOp, call, problem, chosen, input.scalar_type(), allow_tf32);
     args.input = call.read(rows);
     args.weight = call.read(taps);
+    args.packed_weight =
+        usable_pack(call, packed_weight, taps, g, problem.is_tied ? 1 : problem.branches());
     args.bias_pitch = bias && bias->dim() == 2 ? static_cast<int>(g.out_channels) : 0;
     args.epilogue.bias = call.read(bias_rows);
     args.epilogue.base = call.read(base_rows);

@@ -19,8 +19,9 @@ def pack_weight(weight: Tensor, *, groups: int = 1) -> Tensor:
         groups: of the convolution.
 
     Returns:
-        A flat tensor whose length and dtype are those of the kernels in use; an empty one on CUDA,
-        whose kernels read channels_last weights as they are. (K, length) for branches.
+        A flat tensor whose length and dtype are those of the kernels in use; (K, length) for
+        branches. Empty on CUDA where the kernels read channels_last weights as they are: all but
+        bfloat16 and float16 on GPUs of capability 9.0.
 
     Raises:
         TypeError: ``weight`` is not a floating-point tensor, or ``groups`` is not an int.
@@ -40,10 +41,11 @@ def pack_weight(weight: Tensor, *, groups: int = 1) -> Tensor:
 
 @torch.library.register_fake("perfconv::pack_weight")
 def _pack_weight_fake(weight: Tensor, groups: int) -> Tensor:
-    if weight.device.type == "cuda":
-        return weight.new_empty((0,))
     length = torch.library.get_ctx().new_dynamic_size()
-    return weight.new_empty((length,), dtype=compute_dtype(weight.dtype))
+    on_cuda = weight.device.type == "cuda"
+    return weight.new_empty(
+        (length,), dtype=weight.dtype if on_cuda else compute_dtype(weight.dtype)
+    )
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

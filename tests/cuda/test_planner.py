@@ -156,7 +156,7 @@ def test_what_it_says_is_what_runs(backend: Backend, name: str) -> None:
         assert [name for name in set(LAUNCHED.values()) if name in log] == [LAUNCHED[kernel]]
 
 
-def test_weights_need_no_pack(backend: Backend) -> None:
+def test_float32_weights_need_no_pack(backend: Backend) -> None:
     weight = torch.randn(12, 8, 3, 3, device=backend.device)
     assert backend.ops.pack_weight(weight, 1).shape == (0,)
     with pytest.raises(ValueError, match="groups"):

@@ -88,6 +88,26 @@ __global__ void shuffles(const uint32_t* in, uint32_t* out) {
   word(out, 4) = is_inside;
 }
 
+// Bulk copies of 48 and 464 bytes, turned round on the way; another thread waits for them.
+__global__ void bulk_copies(const uint32_t* in, uint32_t* out) {
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  __shared__ __align__(16) uint32_t words[128];
+  __shared__ uint64_t barrier;
+  const uint32_t address = ptx::shared_address(&barrier);
+  if (threadIdx.x == 0) ptx::start_barrier(address, 32);
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    const uint32_t place = ptx::shared_address(words);
+    ptx::expect_bytes(address, 512);
+    ptx::copy_bulk_async(place + 464, in, 48, address);
+    ptx::copy_bulk_async(place, in + 12, 464, address);
+  }
+  ptx::arrive(address);
+  ptx::wait_for_phase(address, 0);
+  for (int w = 0; w < 4; ++w) word(out, w) = words[w * 32 + threadIdx.x];
+#endif
+}
+
 // Both halves of the warp by themselves: collectives with a member mask.
 __global__ void collectives(const uint32_t* in, uint32_t* out) {
   const uint32_t value = word(in, 0);
@@ -220,6 +240,7 @@ const Feature kList[] = {
     {"copy_4_part", run<copy_part<4>>},
     {"copy_8_part", run<copy_part<8>>},
     {"copy_16_part", run<copy_part<16>>},
+    {"bulk_copies", run<bulk_copies>},
     {"round_to_tf32", run<rounding>},
     {"shuffles_32", run<shuffles<32>>},
     {"shuffles_16", run<shuffles<16>>},

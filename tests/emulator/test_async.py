@@ -89,6 +89,18 @@ def test_narrow_wgmma(features: Features) -> None:
         assert torch.equal(out, a.float() @ b.float().T)
 
 
+def is_ring_caught(features: Features, mutation: str) -> bool:
+    """With one seed at least."""
+    features.mutate(f"{mutation}@4ringE")
+    for seed in SEEDS:
+        features.set(seed=seed)
+        try:
+            run_ring(features)
+        except (KernelError, AssertionError):
+            return True
+    return False
+
+
 # The first barrier, after mbarrier.init, orders nothing that the one in the loop does not.
 EQUIVALENT = {("bar.sync", 0)}
 
@@ -111,13 +123,24 @@ def test_mutants_of_the_ring(features: Features, opcode: str) -> None:
     places = features.count(opcode, "4ringE")
     assert places > 0
     for number in range(places):
-        features.mutate(f"drop:{opcode}:{number}@4ringE")
-        survived = 0
-        for seed in SEEDS:
-            features.set(seed=seed)
-            try:
-                run_ring(features)
-                survived += 1
-            except (KernelError, AssertionError):
-                pass
-        assert survived < len(SEEDS) or (opcode, number) in EQUIVALENT, number
+        is_caught = is_ring_caught(features, f"drop:{opcode}:{number}")
+        assert is_caught or (opcode, number) in EQUIVALENT, number
+
+
+@pytest.mark.parametrize(
+    ("pattern", "amount"),
+    [
+        ("source:", 16),
+        ("add:mbarrier.arrive", 16),
+        ("add:mbarrier.arrive", -16),
+        ("add:mbarrier.try_wait", 1),
+    ],
+)
+def test_wrong_sources_bytes_and_phases(features: Features, pattern: str, amount: int) -> None:
+    features.set(max_spins=20_000, profile=1)
+    run_ring(features)
+    places = [n for n, (runs, *_) in enumerate(features.places(pattern, "4ringE")) if runs]
+    features.set(profile=0)
+    assert places
+    for number in places:
+        assert is_ring_caught(features, f"{pattern.removesuffix(':')}:{number}:{amount}"), number

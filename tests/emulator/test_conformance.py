@@ -246,6 +246,14 @@ def test_copy_fills_with_zeros(kernels: Features | DeviceFeatures, size: int) ->
     assert np.array_equal(run(kernels, f"copy_{size}_part", rows, 4), wanted.view(np.uint32).T)
 
 
+def test_bulk_copies(kernels: Features | DeviceFeatures) -> None:
+    if isinstance(kernels, DeviceFeatures) and torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("built for compute capability 9.0")
+    given = random_words(3, 4, LANES)
+    wanted = np.roll(given.ravel(), -12).reshape(4, LANES)
+    assert np.array_equal(run(kernels, "bulk_copies", given, 4), wanted)
+
+
 def test_rounding_to_tf32(kernels: Features | DeviceFeatures) -> None:
     given = random_words(7, 1, LANES) & np.uint32(0xBFFFFFFF)  # finite
     given[0, :3] = [0x3F801000, 0x3F800FFF, 0xBF803000]  # ties and less

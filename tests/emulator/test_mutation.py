@@ -89,7 +89,17 @@ def test_places_that_ran(features: Features) -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", ["gone:bar.sync:0", "drop:bar.sync", "drop:bar.sync:x", "wait:0", "shift:0", "drop"]
+    "spec",
+    [
+        "gone:bar.sync:0",
+        "drop:bar.sync",
+        "drop:bar.sync:x",
+        "wait:0",
+        "shift:0",
+        "drop",
+        "add:sub:0",
+        "source:0",
+    ],
 )
 def test_nonsense(features: Features, spec: str) -> None:
     assert features.library.emu_mutate(spec.encode()) == -1

@@ -40,6 +40,8 @@ WGMMA = (
     (r"HGMMA", r"LDGSTS\.E.*\.128", r"ARRIVES", "SYNCS", "USETMAXREG", r"STG\.E\.128"),
     (ATOMICS, "HMMA", "DFMA"),
 )
+# With a pack, the weights by bulk copies.
+WGMMA_PACKED = ((*WGMMA[0], "UBLKCP"), WGMMA[1])
 WGMMA_WGRAD = (
     (r"HGMMA", r"LDGSTS\.E.*\.128", r"ARRIVES", "SYNCS", "USETMAXREG"),
     (ATOMICS, "HMMA", "DFMA"),
@@ -53,7 +55,16 @@ WGRAD_SIMT = (r"FFMA", r"LDGSTS\.E.*\.128", r"BAR"), (ATOMICS, r"[HI]MMA", "DFMA
 RULES = (
     Rule("*_implicit.cu", "implicit_gemm_kernel<GemmTile<float, 1,*", *SIMT, "float32 as it is"),
     Rule("*_implicit.cu", "implicit_gemm_kernel*", *TENSOR_CORES, "tensor cores"),
-    Rule("*_sm90a.cu", "wgmma_gemm_kernel*", *WGMMA, "tensor cores, by warpgroups"),
+    Rule("dgrad_*_sm90a.cu", "wgmma_gemm_kernel*", *WGMMA, "tensor cores, by warpgroups"),
+    Rule("*_sm90a.cu", "wgmma_gemm_kernel<WgmmaTile<float*", *WGMMA, "tf32, by warpgroups"),
+    Rule("*_sm90a.cu", "wgmma_gemm_kernel*", *WGMMA_PACKED, "tensor cores, packed weights"),
+    Rule(
+        "pack_weight_sm90a.cu",
+        "*",
+        (r"LDG\.E\.128", r"STG\.E\.128"),
+        (ATOMICS,),
+        "16 bytes at a time",
+    ),
     Rule("*_sm90a.cu", "wgmma_wgrad_kernel*", *WGMMA_WGRAD, "tensor cores, by warpgroups"),
     Rule("*_sm90a.cu", "round_weight_kernel*", (r"STG\.E\.128",), (ATOMICS,), "16 bytes at a time"),
     Rule("*_sm90a.cu", "finish_kernel*", (r"STG\.E\.128",), (ATOMICS,), "parts in one order"),

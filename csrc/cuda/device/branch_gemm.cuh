@@ -14,12 +14,14 @@ inline GemmArgs branch_gemm_args(const MultiDilationArgs& args, float* partials)
   gemm.a = args.input;
   gemm.a_pitch = g.in_channels;
   gemm.b = args.weight;
+  gemm.b_packed = args.packed_weight;
   gemm.depth = static_cast<int>(g.in_channels);
   gemm.columns = static_cast<int>(g.out_channels);
   gemm.taps = static_cast<int>(g.taps());
   gemm.b_depth = 1;
   gemm.b_tap = gemm.depth;
   gemm.b_column = g.taps() * gemm.depth;
+  gemm.b_group = gemm.b_column * gemm.columns;  // of a branch: the only group is 0
   const auto side = static_cast<int>(g.kernel_height);
   for (int tap = 0; tap < gemm.taps; ++tap) {
     gemm.delta[tap] =

@@ -14,6 +14,7 @@ inline GemmArgs forward_gemm_args(const ForwardArgs& args) {
   gemm.a = args.input;
   gemm.a_pitch = g.in_channels;
   gemm.b = args.weight;
+  gemm.b_packed = args.packed_weight;
   gemm.depth = static_cast<int>(g.group_in_channels());
   gemm.columns = static_cast<int>(g.group_out_channels());
   gemm.groups = static_cast<int>(g.groups);

@@ -20,8 +20,9 @@ struct GemmArgs {
   int64_t b_tap = 0;
   int64_t b_depth = 0;
   int64_t b_column = 0;
-  int depth = 0;    // channels of A in a group
-  int columns = 0;  // of the output in a group
+  PackedWeight b_packed;  // for wgmma_gemm.cuh: the same B, which it may read instead
+  int depth = 0;          // channels of A in a group
+  int columns = 0;        // of the output in a group
   int groups = 1;
   int taps = 1;
   int32_t delta[kMostTaps] = {};  // pixels

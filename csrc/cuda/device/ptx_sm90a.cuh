@@ -1,6 +1,7 @@
 // Instructions that only sm_90a has, each behind a function, as in ptx.cuh: barriers in shared
-// memory that count arrivals (mbarrier), multiplications by a warpgroup (wgmma), registers that
-// move from one warpgroup to another. Names in quotes are headings of the PTX ISA 9.0 manual.
+// memory that count arrivals and bytes (mbarrier), copies by the copy engine, multiplications by a
+// warpgroup (wgmma), registers that move from one warpgroup to another. Names in quotes are
+// headings of the PTX ISA 9.0 manual.
 #pragma once
 
 #include <type_traits>
@@ -27,6 +28,25 @@ __device__ __forceinline__ void arrive(uint32_t barrier) {
 // done; does not wait for that. "cp.async.mbarrier.arrive".
 __device__ __forceinline__ void arrive_after_copies(uint32_t barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
+
+// The phase does not end before so many bytes more have arrived by copy_bulk_async. By a thread
+// whose own arrival in the phase is still to come. "mbarrier.expect_tx".
+__device__ __forceinline__ void expect_bytes(uint32_t barrier, uint32_t bytes) {
+  asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
+}
+
+// Starts a copy of neighbouring bytes from global to shared memory by the copy engine; the bytes
+// count at the barrier as they arrive. All three are multiples of 16. Written through the async
+// proxy: wgmma reads it without a fence. "cp.async.bulk".
+__device__ __forceinline__ void copy_bulk_async(uint32_t destination, const void* source,
+                                                uint32_t bytes, uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(destination),
+      "l"(source), "r"(bytes), "r"(barrier)
+      : "memory");
 }
 
 // Waits until the phase of that parity has ended; the phases of a barrier are 0, 1, 0, 1 ... The

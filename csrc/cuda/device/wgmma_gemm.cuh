@@ -17,12 +17,16 @@
 //   The copies run ahead of the multiplications by up to kStages steps, into the next tile too: its
 //   first stages arrive while the sums of this one are stored.
 //
-// Copies are cp.async: Hopper's bulk copies do not gather rows. Those are writes of the generic
-// proxy, wgmma reads through the async one: a fence stands behind every wait for `full`.
-// KERNELS.md K-050 has bytes, registers and what was predicted.
+// Copies of A are cp.async: Hopper's bulk copies do not gather rows. Those are writes of the
+// generic proxy, wgmma reads through the async one: a fence stands behind every wait for `full`.
+// B of the forward pass and of multi-dilation comes from a pack (packed_weight.cuh) where there is
+// one that holds the weight: one bulk copy a step, by one thread. Without a pack, and in dgrad,
+// whose weights change from call to call, it is copied like A.
+// KERNELS.md K-050 and K-075 have bytes, registers and what was predicted.
 #pragma once
 
 #include "cuda/device/implicit_gemm.cuh"
+#include "cuda/device/packed_weight.cuh"
 #include "cuda/device/wgmma_pipeline.cuh"
 #include "cuda/device/wgmma_tf32.cuh"
 #include "cuda/device/wgmma_tile.cuh"
@@ -41,6 +45,7 @@ struct WgmmaShared {
   uint64_t table_full[kTables];
   uint64_t table_empty[kTables];
   TileGrid grid;
+  bool has_pack;  // the pack is read instead of the weight
 };
 
 // The steps of a unit.
@@ -74,20 +79,32 @@ class WgmmaLoader {
  public:
   using T = typename Tile::Element;
 
+  // b: the matrix of the tile, packed if that is said.
   __device__ WgmmaLoader(const GemmArgs& args, const RowTable<Tile::kRows>& table, const T* a,
-                         const T* b, int column)
-      : args_(args), rows_(table, first_row()), a_(a), b_(b), columns_left_(args.columns - column) {
-    b_ += Tile::kBLayout == BLayout::kDepthContiguous ? column * args.b_column : column;
+                         const T* b, int column, bool is_packed)
+      : args_(args),
+        rows_(table, first_row()),
+        a_(a),
+        b_(b),
+        columns_left_(args.columns - column),
+        is_packed_(is_packed) {
+    const bool has_columns = Tile::kBLayout == BLayout::kColumnContiguous;
+    const int64_t pitch = is_packed ? kPackSide : has_columns ? 1 : args.b_column;
+    b_ += column * pitch;  // of a pack whole blocks: tiles begin at multiples of kPackSide
   }
 
-  // Starts the copies of one slab of one tap; stage is the shared address of A, then B.
-  __device__ void load(uint32_t stage, int tap, int slab) const {
-    load_a(stage, tap, slab);
-    if constexpr (Tile::kBLayout == BLayout::kDepthContiguous) {
-      load_b_by_column(stage + Tile::kABytes, tap, slab);
+  // Starts the copies of one slab of one tap. stage: the shared address of A, then B; full: of the
+  // barrier at which bulk copies count.
+  __device__ void load(uint32_t stage, uint32_t full, int tap, int slab) const {
+    const uint32_t b_tile = stage + Tile::kABytes;
+    if (Tile::kTakesPack && is_packed_) {
+      if (threadIdx.x == 0) load_b_packed(b_tile, full, tap, slab);
+    } else if constexpr (Tile::kBLayout == BLayout::kDepthContiguous) {
+      load_b_by_column(b_tile, tap, slab);
     } else {
-      load_b_by_depth(stage + Tile::kABytes, tap, slab);
+      load_b_by_depth(b_tile, tap, slab);
     }
+    load_a(stage, tap, slab);
   }
 
  private:
@@ -101,6 +118,12 @@ class WgmmaLoader {
     const int depth = slab * Tile::kDepth + static_cast<int>(chunk()) * Tile::kChunk;
     rows_.template copy<Tile::kRowBytes>(args_, a_, tap, depth, true,
                                          tile + swizzled(first_row(), chunk()));
+  }
+
+  __device__ void load_b_packed(uint32_t tile, uint32_t full, int tap, int slab) const {
+    const uint32_t block = packed_step(args_.columns, args_.taps, slab, tap);
+    ptx::expect_bytes(full, Tile::kBBytes);
+    ptx::copy_bulk_async(tile, b_ + block * kPackBlock, Tile::kBBytes, full);
   }
 
   __device__ void load_b_by_column(uint32_t tile, int tap, int slab) const {
@@ -138,7 +161,17 @@ class WgmmaLoader {
   const T* a_;
   const T* b_;  // of the tile's first column
   int columns_left_;
+  bool is_packed_;
 };
+
+// The weights of a tile: of its group, or of its branch.
+template <class T>
+__device__ __forceinline__ const T* weights_of(const GemmArgs& args, const Unit& unit,
+                                               int64_t b_offset, bool is_packed) {
+  if (!is_packed) return static_cast<const T*>(args.b) + unit.group * args.b_group + b_offset;
+  const uint32_t branch = static_cast<uint32_t>(b_offset) / static_cast<uint32_t>(args.b_group);
+  return static_cast<const T*>(args.b_packed.blocks) + (unit.group + branch) * args.b_packed.pitch;
+}
 
 // Fills a table with the rows of a tile; ends with a barrier of the copying warpgroup.
 template <class Tile, class Rows>
@@ -165,6 +198,7 @@ __device__ __forceinline__ void copy_tiles(const GemmArgs& args, const Rows& row
                                            WgmmaShared<Tile>& shared) {
   using T = typename Tile::Element;
   const TileGrid& grid = shared.grid;
+  const bool is_packed = Tile::kTakesPack && shared.has_pack;
   const uint32_t ring = ptx::shared_address(shared.ring);
   const uint32_t full = ptx::shared_address(shared.full);
   const uint32_t empty = ptx::shared_address(shared.empty);
@@ -181,12 +215,13 @@ __device__ __forceinline__ void copy_tiles(const GemmArgs& args, const Rows& row
     const StepRange steps = steps_of<Tile>(args, grid, unit, taps);
     if (steps.first == steps.last) continue;
     const auto* a = static_cast<const T*>(args.a) + int64_t{unit.group} * args.depth;
-    const auto* b = static_cast<const T*>(args.b) + unit.group * args.b_group + table.b_offset;
-    const WgmmaLoader<Tile> loader(args, table, a, b, unit.column);
+    const T* b = weights_of<T>(args, unit, table.b_offset, is_packed);
+    const WgmmaLoader<Tile> loader(args, table, a, b, unit.column, is_packed);
     Walk next(taps, steps.first);
     for (int step = steps.first; step < steps.last; ++step) {
       ptx::wait_for_phase(empty + stage.place * 8, stage.parity ^ 1);
-      loader.load(ring + stage.place * Tile::kStageBytes, next.tap(), next.slab());
+      loader.load(ring + stage.place * Tile::kStageBytes, full + stage.place * 8, next.tap(),
+                  next.slab());
       ptx::arrive_after_copies(full + stage.place * 8);
       next.advance();
       stage.advance();
@@ -291,7 +326,11 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     start_barriers<Tile>(shared);
     shared.grid = tile_grid(shape_of<Tile>(), args, rows.count(), static_cast<int>(gridDim.x));
   }
-  __syncthreads();  // barriers and grid readable
+  if (Tile::kTakesPack && threadIdx.x / kWarp == 1) {
+    const bool is_current = is_current_pack(args);
+    if (threadIdx.x % kWarp == 0) shared.has_pack = is_current;
+  }
+  __syncthreads();  // barriers, grid and choice of the weight readable
   if (threadIdx.x < kWarpgroup) {
     ptx::give_registers<Tile::kCopyingRegisters>();
     copy_tiles<Tile>(args, rows, shared);

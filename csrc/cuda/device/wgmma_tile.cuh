@@ -12,6 +12,8 @@ template <class Element_, BLayout b_layout, int columns, int stages, int blocks,
 struct WgmmaTile {
   using Element = Element_;
   static constexpr BLayout kBLayout = b_layout;
+  // packed_weight.cuh
+  static constexpr bool kTakesPack = b_layout == BLayout::kDepthContiguous && sizeof(Element) == 2;
   static constexpr bool kIsAMMajor = false;
   static constexpr bool kIsBNMajor = b_layout == BLayout::kColumnContiguous;
   static constexpr int kRows = 128;

@@ -1,10 +1,11 @@
 // Every CUDA launcher: raw pointers, plain structs and a stream, no torch type.
 //
 // Images are rows of channels (N, H, W, C). Weights are (C_out, K_h, K_w, C_in / groups): the taps
-// of an output channel are contiguous, so no kernel needs a packed copy. Counts of active pixels
-// live on the device and are read there: grids are sized by the device and the largest possible
-// count, and nothing here waits for the device. Launchers return early on empty work, allocate
-// nothing, and opt in to shared memory themselves. Every output element is written exactly once.
+// of an output channel are contiguous, so no kernel needs a packed copy (that of 9.0 may have one).
+// Counts of active pixels live on the device and are read there: grids are sized by the device and
+// the largest possible count, and nothing here waits for the device. Launchers return early on
+// empty work, allocate nothing, and opt in to shared memory themselves. Every output element is
+// written exactly once.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -143,12 +144,20 @@ struct Epilogue {
   Fill fill = Fill::kZero;
 };
 
+// A weight as launch_pack_weight (launch_sm90a.h) lays it out, beside the weight itself.
+struct PackedWeight {
+  const void* blocks = nullptr;  // 16-byte aligned; null: there is none
+  int matrices = 0;              // groups, or branches with weights of their own
+  int pitch = 0;                 // elements from one to the next
+};
+
 struct ForwardArgs {
   ConvGeometry geometry;
   StorageType storage = StorageType::kFloat;
   bool allow_tf32 = false;
   const void* input = nullptr;   // (N, H, W, C_in)
   const void* weight = nullptr;  // (C_out, K_h, K_w, C_in / groups)
+  PackedWeight packed_weight{};  // only capability 9.0 reads it
   Epilogue epilogue;
   MaskArgs mask;
   ActiveArgs active;
@@ -305,6 +314,7 @@ struct MultiDilationArgs {
   const void* grad_output = nullptr;      // (N, H, W, C_out); dgrad, wgrad
   const void* weight = nullptr;           // (C_out, k, k, C_in), one or one a branch
   int64_t weight_pitch = 0;               // elements from branch to branch; 0: one weight for all
+  PackedWeight packed_weight{};           // forward; only capability 9.0 reads it
   int bias_pitch = 0;                     // the same of epilogue.bias
   Epilogue epilogue;                      // forward; no residual
   void* output = nullptr;                 // forward: (N, H, W, C_out); dgrad: (N, H, W, C_in);

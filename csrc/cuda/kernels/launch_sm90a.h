@@ -8,6 +8,22 @@
 
 namespace perfconv::cuda {
 
+// A weight (matrices, columns, taps, depth), 16 bits an element, as launch_pack_weight writes it
+// (device/packed_weight.cuh).
+struct PackArgs {
+  const void* weight = nullptr;  // 16-byte aligned
+  int64_t matrices = 1;          // groups
+  int64_t columns = 0;           // of each
+  int64_t taps = 0;
+  int64_t depth = 0;       // a multiple of 64
+  void* packed = nullptr;  // packed_elements(), 16-byte aligned
+};
+
+// Elements of one matrix, and of the whole pack, which ends in some that a last copy may run into.
+int64_t packed_pitch(const PackArgs& args);
+int64_t packed_elements(const PackArgs& args);
+cudaError_t launch_pack_weight(const LaunchContext& context, const PackArgs& args);
+
 int64_t forward_wgmma_workspace(const LaunchContext& context, const ForwardArgs& args);
 cudaError_t launch_forward_wgmma(const LaunchContext& context, const ForwardArgs& args);
 

@@ -60,15 +60,18 @@ void run_init(Execution& x, const Instruction& i) {
 
 enum ArriveOption { kArrives = 1, kExpectsBytes = 2 };
 
-// arrive, arrive.expect_tx and expect_tx; b: bytes or the number of arrivals.
+// arrive, arrive.expect_tx and expect_tx; b: bytes or the number of arrivals; target: a mutation's.
 void run_arrive(Execution& x, const Instruction& i) {
   const Addresses addresses(x, i);
   const bool expects_bytes = (i.option & kExpectsBytes) != 0;
   for_each_lane(x.mask, [&](int lane) {
     Mbarrier& mbarrier = find(x, lane, addresses.lane[lane], AccessKind::kWrite);
     const auto address = static_cast<uint32_t>(addresses.lane[lane]);
-    const uint32_t operand = x.at<uint32_t>(i.b)[lane];
-    if (expects_bytes) mbarrier.expect_bytes(operand);
+    const uint32_t operand = x.at<uint32_t>(i.b)[lane] + static_cast<uint32_t>(i.target);
+    if (expects_bytes) {
+      if (operand >= kNoBytes) x.fail("more bytes than an mbarrier counts", lane);
+      mbarrier.expect_bytes(operand);
+    }
     if (i.has_d) x.at<uint64_t>(i.d)[lane] = mbarrier.phase;
     if ((i.option & kArrives) != 0) {
       const uint32_t arrivals = expects_bytes ? 1 : operand;
@@ -81,14 +84,15 @@ void run_arrive(Execution& x, const Instruction& i) {
   x.yield();
 }
 
-// try_wait and test_wait; b: parity, or the state that arrive returned.
+// try_wait and test_wait; b: parity, or the state that arrive returned; target: a mutation's.
 template <class State>
 void run_wait(Execution& x, const Instruction& i) {
   const Addresses addresses(x, i);
   LaneMask is_done = 0;
   for_each_lane(x.mask, [&](int lane) {
     const Mbarrier& mbarrier = find(x, lane, addresses.lane[lane], AccessKind::kRead);
-    if (mbarrier.phase == (x.at<State>(i.b)[lane] & 1)) return;
+    const State state = x.at<State>(i.b)[lane] + static_cast<State>(i.target);
+    if (mbarrier.phase == (state & 1)) return;
     is_done |= lane_bit(lane);
     const auto address = static_cast<uint32_t>(addresses.lane[lane]);
     x.block->clocks->leave(x.warp->index, lane, x.block->mbarriers[address].complete);
@@ -233,10 +237,18 @@ void decode_bulk(Decoder& decoder, const ptx::Statement& s, Instruction* i) {
   i->target = static_cast<int32_t>(mbarrier.value);
 }
 
+// What a mutation adds to a register; to an immediate it is added already.
+int32_t added_by_mutation(const ptx::Statement& s) {
+  const ptx::Operand& last = s.operands.back();
+  const bool is_register = last.kind == ptx::Operand::Kind::kRegister;
+  return is_register ? static_cast<int32_t>(last.value) : 0;
+}
+
 void decode_arrive(Decoder& decoder, const ptx::Statement& s, Instruction* i) {
   const bool arrives = s.has("arrive");
   const bool expects_bytes = s.has("expect_tx");
   size_t operand = 0;
+  i->target = added_by_mutation(s);
   if (arrives) decoder.results(s.operands.at(operand++), 64);
   decoder.address(s.operands.at(operand++));
   i->run = run_arrive;
@@ -274,6 +286,7 @@ bool decode_mbarrier(Decoder& decoder, const ptx::Statement& s, Instruction* i) 
     decoder.results(s.operands.at(0), 1);
     decoder.address(s.operands.at(1));
     i->b = decoder.source(s.operands.at(2), is_parity ? 32 : 64);
+    i->target = added_by_mutation(s);
   } else {
     throw Unsupported{"operation"};
   }

@@ -51,6 +51,21 @@ Operand* shiftable(Statement* statement) {
   return nullptr;
 }
 
+// Where an asynchronous copy reads.
+Operand* copied_source(Statement* statement) {
+  if (!statement->opcode.starts_with("cp.async.") || statement->operands.size() < 3) return nullptr;
+  return &statement->operands[1];
+}
+
+// The bytes that an mbarrier is to expect, or the phase that is waited for.
+Operand* addable(Statement* statement) {
+  if (statement->parts[0] != "mbarrier") return nullptr;
+  Operand& last = statement->operands.back();
+  const bool is_value =
+      last.kind == Operand::Kind::kRegister || last.kind == Operand::Kind::kImmediate;
+  return is_value ? &last : nullptr;
+}
+
 bool is_place(const Mutation& mutation, Statement* statement) {
   switch (mutation.kind) {
     case Kind::kNone:
@@ -65,6 +80,10 @@ bool is_place(const Mutation& mutation, Statement* statement) {
       return statement->guard >= 0;
     case Kind::kShift:
       return shiftable(statement) != nullptr;
+    case Kind::kSource:
+      return copied_source(statement) != nullptr;
+    case Kind::kAdd:
+      return matches(*statement, mutation.opcode) && addable(statement) != nullptr;
   }
   return false;
 }
@@ -93,6 +112,12 @@ void apply(const Mutation& mutation, std::vector<Statement>* statements, size_t 
       return;
     case Kind::kShift:
       shiftable(&statement)->value += mutation.amount;
+      return;
+    case Kind::kSource:
+      copied_source(&statement)->value += mutation.amount;
+      return;
+    case Kind::kAdd:
+      addable(&statement)->value += mutation.amount;
   }
 }
 
@@ -110,6 +135,8 @@ Kind parse_kind(std::string_view name) {
   if (name == "swap") return Kind::kSwap;
   if (name == "unpred") return Kind::kUnpredicate;
   if (name == "shift") return Kind::kShift;
+  if (name == "source") return Kind::kSource;
+  if (name == "add") return Kind::kAdd;
   throw std::invalid_argument("mutation: unknown kind '" + std::string(name) + "'");
 }
 
@@ -131,14 +158,17 @@ Mutation Mutation::parse(std::string_view text) {
   if (at != text.npos) mutation.kernel = text.substr(at + 1);
   const auto fields = split(text.substr(0, at));
   mutation.kind = parse_kind(fields[0]);
-  const bool has_opcode = mutation.kind == Kind::kDrop || mutation.kind == Kind::kSwap;
-  const bool has_amount = mutation.kind == Kind::kWait || mutation.kind == Kind::kShift;
+  const auto is_any = [&](std::initializer_list<Kind> kinds) {
+    return std::find(kinds.begin(), kinds.end(), mutation.kind) != kinds.end();
+  };
+  const bool has_opcode = is_any({Kind::kDrop, Kind::kSwap, Kind::kAdd});
+  const bool has_amount = is_any({Kind::kWait, Kind::kShift, Kind::kSource, Kind::kAdd});
   if (fields.size() != 2u + has_opcode + has_amount) {
     throw std::invalid_argument("mutation: wrong number of fields in '" + std::string(text) + "'");
   }
   if (has_opcode) mutation.opcode = fields[1];
   mutation.number = to_number(fields[has_opcode ? 2 : 1]);
-  if (has_amount) mutation.amount = to_number(fields[2]);
+  if (has_amount) mutation.amount = to_number(fields.back());
   return mutation;
 }
 

@@ -12,16 +12,17 @@ namespace emulator {
 // "drop:bar.sync:2@write_kernel": kind, argument and number of the place, and kernels whose name
 // contains a text.
 struct Mutation {
-  enum class Kind { kNone, kDrop, kWait, kSwap, kUnpredicate, kShift };
+  enum class Kind { kNone, kDrop, kWait, kSwap, kUnpredicate, kShift, kSource, kAdd };
   Kind kind = Kind::kNone;
-  std::string opcode;  // of kDrop, kSwap
+  std::string opcode;  // of kDrop, kSwap, kAdd
   int number = 0;      // of the place, among those that count() counts
-  int amount = 0;      // of kWait, kShift
+  int amount = 0;      // of kWait, kShift, kSource, kAdd
   std::string kernel;
 
   // Throws std::invalid_argument for text that is no mutation.
   static Mutation parse(std::string_view text);
-  // What emu_count is asked for: "bar.sync" (drop), "wait:", "swap:sub", "unpred:", "shift:".
+  // What emu_count is asked for: "bar.sync" (drop), "wait:", "swap:sub", "unpred:", "shift:",
+  // "source:", "add:mbarrier.expect_tx".
   static Mutation pattern(std::string_view text);
 };
 
