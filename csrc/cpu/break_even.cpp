@@ -37,9 +37,13 @@ constexpr ShapeClass kPointwise{"1x1, 64 to 1024 channels, float32", 1.0, 0.95};
 constexpr ShapeClass kWide{"64 or more channels", 0.95, 0.95};
 
 // Forward with AVX-512, against the dense path with its fill rather than dense alone (K-043,
-// K-044).
-constexpr ShapeClass kDepthwise512{"depthwise", 0.75, 0.5};
-constexpr ShapeClass kSmallGroups512{"groups of fewer than 16 channels", 1.0, 0.25};
+// K-044, K-065 to K-067).
+constexpr ShapeClass kDepthwise512{"depthwise", 1.0, 0.95};
+constexpr ShapeClass kSmallGroups512{"groups of fewer than 16 channels", 1.0, 1.0};
+constexpr ShapeClass kGrowingGroups512{"groups of fewer than 16 channels, more outputs than inputs",
+                                       1.0, 0.25};
+constexpr ShapeClass kFewBoth512{"fewer than 16 input, at most 8 output channels a group", 0.75,
+                                 0.25};
 constexpr ShapeClass kFewInputs512{"fewer than 16 input channels a group", 0.5, 0.25};
 constexpr ShapeClass kFewInputsBFloat16{"fewer than 16 input channels a group, bfloat16", 0.75,
                                         0.1};
@@ -67,7 +71,15 @@ const ShapeClass& tuned_class(const ConvGeometry& g, StorageType storage) {
   const int64_t fewest = std::min(g.group_in_channels(), g.group_out_channels());
   const int64_t most = std::max(g.group_in_channels(), g.group_out_channels());
   if (isa() >= Isa::kAvx512) {
-    if (has_small_groups(g)) return g.is_depthwise() ? kDepthwise512 : kSmallGroups512;
+    if (has_small_groups(g)) {
+      if (g.is_depthwise()) return kDepthwise512;
+      const bool grows = g.group_out_channels() > g.group_in_channels();
+      return grows ? kGrowingGroups512 : kSmallGroups512;
+    }
+    if (has_line_rows(g) && g.group_out_channels() <= 8 && storage != StorageType::kBFloat16 &&
+        storage != StorageType::kDouble) {
+      return kFewBoth512;
+    }
     if (has_line_rows(g)) return beats_dense_bfloat16(storage) ? kFewInputsBFloat16 : kFewInputs512;
   }
   const bool is_measured = storage == StorageType::kFloat && isa() >= Isa::kAvx512;

@@ -72,6 +72,11 @@ void wgrad_direct(const GradProblem& problem);
 void wgrad_gather_gemm(const GradProblem& problem);
 void wgrad_implicit_gemm(const GradProblem& problem);
 void wgrad_depthwise(const GradProblem& problem);
+void dgrad_grouped(const GradProblem& problem);
+void wgrad_grouped(const GradProblem& problem);
+
+// Whether dgrad_grouped takes the problem; wgrad_grouped takes what forward_grouped does.
+bool dgrad_fits_lanes(const ConvGeometry& g, ScalarType dtype);
 
 // Where output pixel `position` reads: image, and the input coordinates of its first tap.
 struct Receptive {

@@ -24,24 +24,32 @@ ConvAlgorithm choose_grad_algorithm(const char* op, const ConvGeometry& g, Scala
   return choose_algorithm(g, storage_type(dtype), active, wanted, Pass::kBackward);
 }
 
-// Whether the algorithm reads the weight as packs, which are made from any memory format.
-bool reads_packs(ConvAlgorithm algorithm, const ConvGeometry& g) {
-  return algorithm == ConvAlgorithm::kImplicitGemm && !g.is_depthwise();
+using Gradient = void (*)(const GradProblem&);
+
+// What computes it, whose name the algorithm is. Only the implicit GEMM reads weights as packs,
+// made from any memory format, and writes their gradient in any.
+Gradient dgrad_of(ConvAlgorithm algorithm, const ConvGeometry& g, ScalarType dtype) {
+  if (algorithm == ConvAlgorithm::kDirect) return dgrad_direct;
+  if (algorithm == ConvAlgorithm::kGatherGemm) return dgrad_gather_gemm;
+  if (dgrad_fits_lanes(g, dtype)) return dgrad_grouped;
+  return g.is_depthwise() ? dgrad_depthwise : dgrad_implicit_gemm;
+}
+
+Gradient wgrad_of(ConvAlgorithm algorithm, const ConvGeometry& g, ScalarType dtype) {
+  if (algorithm == ConvAlgorithm::kDirect) return wgrad_direct;
+  if (algorithm == ConvAlgorithm::kGatherGemm) return wgrad_gather_gemm;
+  if (forward_fits_lanes(g, dtype)) return wgrad_grouped;
+  return g.is_depthwise() ? wgrad_depthwise : wgrad_implicit_gemm;
 }
 
 Tensor sparse_dgrad(const GradProblem& given, ConvAlgorithm algorithm) {
   const ConvGeometry& g = given.geometry;
   GradProblem problem = given;
-  if (!reads_packs(algorithm, g)) problem.operand = to_contiguous(given.operand);
+  const Gradient dgrad = dgrad_of(algorithm, g, given.grad_output.scalar_type());
+  if (dgrad != dgrad_implicit_gemm) problem.operand = to_contiguous(given.operand);
   problem.result =
       empty_image(given.grad_output, {g.batch, g.in_channels, g.in_height, g.in_width}, true);
-  if (algorithm == ConvAlgorithm::kDirect) {
-    dgrad_direct(problem);
-  } else if (algorithm == ConvAlgorithm::kGatherGemm) {
-    dgrad_gather_gemm(problem);
-  } else {
-    g.is_depthwise() ? dgrad_depthwise(problem) : dgrad_implicit_gemm(problem);
-  }
+  dgrad(problem);
   return problem.result;
 }
 
@@ -49,17 +57,12 @@ Tensor sparse_dgrad(const GradProblem& given, ConvAlgorithm algorithm) {
 Tensor sparse_wgrad(const GradProblem& given, ConvAlgorithm algorithm, bool channels_last) {
   const ConvGeometry& g = given.geometry;
   GradProblem problem = given;
+  const Gradient wgrad = wgrad_of(algorithm, g, given.operand.scalar_type());
   problem.operand = to_channels_last(given.operand);
   problem.result = empty_image(
       given.operand, {g.out_channels, g.group_in_channels(), g.kernel_height, g.kernel_width},
-      channels_last && reads_packs(algorithm, g));
-  if (algorithm == ConvAlgorithm::kDirect) {
-    wgrad_direct(problem);
-  } else if (algorithm == ConvAlgorithm::kGatherGemm) {
-    wgrad_gather_gemm(problem);
-  } else {
-    g.is_depthwise() ? wgrad_depthwise(problem) : wgrad_implicit_gemm(problem);
-  }
+      channels_last && wgrad == wgrad_implicit_gemm);
+  wgrad(problem);
   return problem.result;
 }
 
@@ -76,9 +79,10 @@ Tensor sum_active(const char* op, const Tensor& rows, const ActiveList& active) 
     const RowKernel<T, Acc>& row = row_kernel<T>(kernels());
     std::vector<Acc> sums(static_cast<size_t>((runs + 1) * channels), Acc(0));
     parallel_rows(runs, kRun * channels / 16, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin * kRun; i < std::min(end * kRun, active.count); ++i) {
-        row.add(from + int64_t{active.positions[i]} * channels,
-                sums.data() + (i / kRun + 1) * channels, channels);
+      for (int64_t run = begin; run < end; ++run) {
+        row.add_pixels(from, active.positions.get() + run * kRun,
+                       std::min(kRun, active.count - run * kRun),
+                       sums.data() + (run + 1) * channels, channels);
       }
     });
     for (int64_t i = channels; i < (runs + 1) * channels; ++i) sums[i % channels] += sums[i];

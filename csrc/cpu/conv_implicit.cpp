@@ -16,6 +16,7 @@ namespace {
 
 constexpr int64_t kChunkBytes = 256 << 10;  // pointers or copied rows of one chunk: half the L2
 constexpr int64_t kChunkTiles = 32;
+constexpr int64_t kLineChunkTiles = 2;         // so that the fill's stores drain meanwhile (K-066)
 constexpr int64_t kTapChunkBytes = 768 << 10;  // rows of one tap and sums of one chunk
 
 // Work of one call, the same for all threads. Items are (column chunk, tile of pixels), tiles
@@ -97,8 +98,9 @@ class ImplicitGemm {
                             : 0);
     const int64_t tile_bytes = kernel_.tile_rows * (taps * static_cast<int64_t>(sizeof(void*)) +
                                                     (taps == 1 ? depth * sizeof(A) : 0));
+    const int64_t most_tiles = lines_ != nullptr ? kLineChunkTiles : kChunkTiles;
     const int64_t chunk_tiles =
-        is_by_taps ? tap_tiles : std::clamp<int64_t>(kChunkBytes / tile_bytes, 1, kChunkTiles);
+        is_by_taps ? tap_tiles : std::clamp<int64_t>(kChunkBytes / tile_bytes, 1, most_tiles);
     for (int64_t item = begin; item < end;) {
       const int64_t chunk = item / split_.tiles;
       const int64_t first = item % split_.tiles;
@@ -238,7 +240,8 @@ class ImplicitGemm {
 void forward_implicit_gemm(const ForwardProblem& problem) {
   const ConvGeometry& g = problem.geometry;
   const ScalarType storage = problem.input.scalar_type();
-  const GemmPlan plan = plan_gemm(storage, g.group_in_channels(), g.group_out_channels(), g.taps());
+  const GemmPlan plan =
+      plan_forward(storage, g.group_in_channels(), g.group_out_channels(), g.taps());
   const bool has_pack =
       problem.packed && is_current_pack(problem.weight, *problem.packed, plan, g.groups);
   const bool must_pack = !has_pack && problem.active->count > 0;

@@ -27,6 +27,58 @@ inline LaneGroups output_lanes(const ConvGeometry& g) {
   return {g.groups, g.group_out_channels(), g.group_in_channels()};
 }
 
+struct KernelColumns {
+  int64_t begin;
+  int64_t end;
+};
+
+// The taps that the pixels of an output row read inside the image.
+class RowTaps {
+ public:
+  explicit RowTaps(const ConvGeometry& g) : g_(g) {
+    const int64_t room = g.in_width - 1 - (g.kernel_width - 1) * g.dilation_w + g.pad_left;
+    first_inside_ = (g.pad_left + g.stride_w - 1) / g.stride_w;
+    end_inside_ = std::min(room < 0 ? 0 : room / g.stride_w + 1, g.out_width);
+  }
+
+  // The pixels [first_inside, end_inside) read all columns of the kernel; it may be empty.
+  int64_t first_inside() const { return first_inside_; }
+  int64_t end_inside() const { return end_inside_; }
+  KernelColumns all_columns() const { return {0, g_.kernel_width}; }
+
+  // Those that pixel x of a row reads.
+  KernelColumns columns(int64_t x) const {
+    const int64_t left = x * g_.stride_w - g_.pad_left;
+    KernelColumns inside = all_columns();
+    while (inside.begin < inside.end && left + inside.begin * g_.dilation_w < 0) ++inside.begin;
+    while (inside.end > inside.begin && left + (inside.end - 1) * g_.dilation_w >= g_.in_width) {
+      --inside.end;
+    }
+    return inside;
+  }
+
+  // function(where pixel 0 of output row `line` reads the tap: an offset of the input, the tap).
+  template <class Function>
+  void visit(int64_t line, KernelColumns columns, const Function& function) const {
+    const int64_t image = line / g_.out_height;
+    const int64_t top = (line - image * g_.out_height) * g_.stride_h - g_.pad_top;
+    for (int64_t kh = 0; kh < g_.kernel_height; ++kh) {
+      const int64_t y = top + kh * g_.dilation_h;
+      if (y < 0 || y >= g_.in_height) continue;
+      const int64_t row = (image * g_.in_height + y) * g_.in_width;
+      for (int64_t kw = columns.begin; kw < columns.end; ++kw) {
+        function((row + kw * g_.dilation_w - g_.pad_left) * g_.in_channels,
+                 kh * g_.kernel_width + kw);
+      }
+    }
+  }
+
+ private:
+  const ConvGeometry& g_;
+  int64_t first_inside_;
+  int64_t end_inside_;
+};
+
 // LaneBlocks with the memory that they point to.
 template <class Acc>
 class LanePlan {

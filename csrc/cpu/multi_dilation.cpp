@@ -85,7 +85,7 @@ OptionalTensor packed_once(const Tensor& weight, const MultiDilation& problem,
                            const BranchLists& lists) {
   if (!problem.is_tied || lists.all.count == 0) return std::nullopt;
   const ConvGeometry& g = problem.geometry;
-  const GemmPlan plan = plan_gemm(weight.scalar_type(), g.in_channels, g.out_channels, g.taps());
+  const GemmPlan plan = plan_forward(weight.scalar_type(), g.in_channels, g.out_channels, g.taps());
   const Tensor panels = torch::stable::empty({plan.elements(1)}, plan.compute);
   pack_forward(to_contiguous(weight), plan, 1, panels.mutable_data_ptr());
   return panels;

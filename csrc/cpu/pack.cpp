@@ -13,6 +13,12 @@
 namespace perfconv::cpu {
 namespace {
 
+// Whether panels are of 4-byte words, so that rows of them can be transposed into a panel.
+template <class A>
+bool has_words(const GemmPlan& plan) {
+  return sizeof(A) * plan.depth_step == sizeof(float);
+}
+
 constexpr int64_t kSmallDepth = 16;  // below it a tap is too short to be worth a row pointer
 
 template <class A, class T>
@@ -33,7 +39,7 @@ float* words(A* panel) {
   return reinterpret_cast<float*>(panel);
 }
 
-// One forward panel, element by element: double, and odd depths with interleaved words.
+// One forward panel, element by element: where words are not of 4 bytes, or hold odd depths.
 template <class A, class T>
 void pack_forward_simply(const T* weight, int64_t first, int64_t columns, int64_t channels,
                          int64_t taps, const GemmPlan& plan, A* panel) {
@@ -52,7 +58,7 @@ template <class A, class T>
 void pack_forward_panel(const T* weight, int64_t first, int64_t columns, int64_t channels,
                         int64_t taps, const GemmPlan& plan, A* panel) {
   const int64_t step = plan.depth_step;
-  if (std::is_same_v<A, double> || channels % step != 0) {
+  if (!has_words<A>(plan) || channels % step != 0) {
     return pack_forward_simply(weight, first, columns, channels, taps, plan, panel);
   }
   if (columns < plan.tile_cols) std::fill_n(panel, plan.panel_elements(), A{});
@@ -93,7 +99,7 @@ void pack_forward_rows(const T* weight, int64_t first, int64_t columns, int64_t 
     std::fill_n(panel, plan.panel_elements(), A{});
   }
   auto row = [&](int64_t n, int64_t t) { return weight + ((first + n) * taps + t) * channels; };
-  if (std::is_same_v<A, double> || channels % step != 0) {
+  if (!has_words<A>(plan) || channels % step != 0) {
     for (int64_t n = 0; n < columns; ++n) {
       for (int64_t k = 0; k < taps * channels; ++k) {
         panel[panel_offset(k, n, plan.tile_cols, step)] = convert<A>(row(n, 0)[k]);
@@ -225,10 +231,8 @@ bool matches(const Tensor& weight, const Tensor& packed, const GemmPlan& plan, i
   return is_same;
 }
 
-}  // namespace
-
-GemmPlan plan_gemm(ScalarType storage, int64_t group_in_channels, int64_t group_out_channels,
-                   int64_t taps) {
+GemmPlan plan_tile(ScalarType storage, int64_t group_in_channels, int64_t group_out_channels,
+                   int64_t taps, bool is_forward) {
   const KernelTable& table = kernels();
   const bool has_dot = table.gemm_bfloat16[0].multiply != nullptr;
   GemmPlan plan{};
@@ -238,6 +242,10 @@ GemmPlan plan_gemm(ScalarType storage, int64_t group_in_channels, int64_t group_
   visit_compute(plan, [&]<class A>() {
     const auto* candidates = gemm_kernels<A>(table);
     plan.kernel_index = group_out_channels <= candidates[1].tile_cols ? 1 : 0;
+    if (is_forward && candidates[kNarrowest].multiply != nullptr &&
+        group_out_channels <= candidates[kNarrowest].tile_cols) {
+      plan.kernel_index = kNarrowest;
+    }
     plan.tile_cols = candidates[plan.kernel_index].tile_cols;
     plan.depth_step = candidates[plan.kernel_index].depth_step;
   });
@@ -246,6 +254,18 @@ GemmPlan plan_gemm(ScalarType storage, int64_t group_in_channels, int64_t group_
   plan.depth = (taps * group_in_channels + plan.depth_step - 1) / plan.depth_step * plan.depth_step;
   plan.panel_blocks = (group_out_channels + plan.tile_cols - 1) / plan.tile_cols;
   return plan;
+}
+
+}  // namespace
+
+GemmPlan plan_gemm(ScalarType storage, int64_t group_in_channels, int64_t group_out_channels,
+                   int64_t taps) {
+  return plan_tile(storage, group_in_channels, group_out_channels, taps, false);
+}
+
+GemmPlan plan_forward(ScalarType storage, int64_t group_in_channels, int64_t group_out_channels,
+                      int64_t taps) {
+  return plan_tile(storage, group_in_channels, group_out_channels, taps, true);
 }
 
 namespace {
@@ -333,8 +353,8 @@ Tensor pack_weight(const Tensor& weight, int64_t groups) {
   check_rank(kOp, "weight", "(C_out, C_in / groups, K_h, K_w)", weight, 4);
   check_floating(kOp, "weight", weight);
   check_weight(kOp, size_vector(weight), groups);
-  const GemmPlan plan = plan_gemm(weight.scalar_type(), weight.size(1), weight.size(0) / groups,
-                                  weight.size(2) * weight.size(3));
+  const GemmPlan plan = plan_forward(weight.scalar_type(), weight.size(1), weight.size(0) / groups,
+                                     weight.size(2) * weight.size(3));
   const Tensor panels = torch::stable::empty({plan.elements(groups)}, plan.compute);
   pack_forward(weight, plan, groups, panels.mutable_data_ptr());
   return panels;

@@ -16,7 +16,7 @@ namespace perfconv::cpu {
 struct GemmPlan {
   ScalarType compute;    // Float, Double or BFloat16
   bool is_indirect;      // rows are read in place; else copied into a small block, converted
-  int64_t kernel_index;  // 0 wide tile, 1 narrow
+  int64_t kernel_index;  // 0 wide tile, 1 narrow, kNarrowest
   int64_t tile_cols;
   int64_t depth_step;
   int64_t depth;         // of one panel, rounded up
@@ -27,6 +27,10 @@ struct GemmPlan {
 
 GemmPlan plan_gemm(ScalarType storage, int64_t group_in_channels, int64_t group_out_channels,
                    int64_t taps);
+
+// The same for a forward pass, which may take the narrowest tile.
+GemmPlan plan_forward(ScalarType storage, int64_t group_in_channels, int64_t group_out_channels,
+                      int64_t taps);
 
 template <class A>
 const GemmKernel<A, AccumulateType<A>>& gemm_kernel(const GemmPlan& plan) {

@@ -24,6 +24,11 @@ PROBLEMS = {
         in_channels=24, out_channels=24, groups=24, stride=(2, 2), density=0.1
     ),
     "groups_of_four": Problem(in_channels=36, out_channels=36, groups=9, density=0.1),
+    "depthwise_many": Problem(in_channels=24, out_channels=24, groups=24, density=0.5),
+    "depthwise_many_silu": Problem(
+        in_channels=24, out_channels=24, groups=24, density=0.5, activation="silu"
+    ),
+    "groups_of_four_many": Problem(in_channels=36, out_channels=36, groups=9, density=0.5),
     "few_pixels_of_few_channels": Problem(in_channels=3, size=(20, 15), density=0.03),
     "residual_relu": Problem(density=0.1, has_residual=True, activation="relu"),
     "silu": Problem(density=0.1, activation="silu"),

@@ -26,17 +26,31 @@ PROBLEMS = {
     "groups": Problem(in_channels=24, out_channels=36, groups=3),
     "depthwise": Problem(in_channels=37, out_channels=37, groups=37),
     "depthwise_stride": Problem(in_channels=16, out_channels=16, groups=16, stride=(2, 2)),
+    "depthwise_many": Problem(in_channels=40, out_channels=40, groups=40, density=0.7),
+    "depthwise_far_taps": Problem(
+        in_channels=32, out_channels=32, groups=32, size=(3, 4), dilation=(17, 12), padding=(17, 12)
+    ),
+    "depthwise_relu_many": Problem(
+        in_channels=16, out_channels=16, groups=16, kernel=(5, 5), padding=(2, 2), density=0.6,
+        activation="relu",
+    ),
     "depthwise_twice": Problem(in_channels=10, out_channels=20, groups=10),
     "groups_of_two": Problem(in_channels=24, out_channels=48, groups=12, stride=(2, 1)),
     "groups_of_four": Problem(
         in_channels=36, out_channels=36, groups=9, dilation=(1, 2), padding=(1, 2),
         activation="silu",
     ),
+    "groups_of_four_stride": Problem(
+        in_channels=32, out_channels=32, groups=8, size=(13, 16), stride=(2, 3), density=0.7
+    ),
     "groups_of_eight": Problem(
         in_channels=24, out_channels=24, groups=3, has_residual=True, fill="passthrough"
     ),
     "rgb_few_pixels": Problem(in_channels=3, out_channels=20, size=(20, 15), density=0.03),
     "rgb": Problem(in_channels=3, out_channels=20, size=(12, 15), kernel=(7, 7), padding=(3, 3)),
+    "few_to_few": Problem(in_channels=8, out_channels=8, size=(12, 15)),
+    "few_to_fewer": Problem(in_channels=3, out_channels=5, size=(12, 15), activation="relu"),
+    "narrow": Problem(in_channels=32, out_channels=7),
     "one_output": Problem(in_channels=33, out_channels=1),
     "nearest": Problem(fill="nearest", density=0.1),
     "passthrough": Problem(fill="passthrough"),

@@ -16,6 +16,7 @@ PROBLEMS = {
     "stride": Problem(in_channels=16, out_channels=33, stride=(2, 1), dilation=(1, 2)),
     "groups": Problem(in_channels=36, out_channels=40, groups=2),
     "depthwise": Problem(in_channels=24, out_channels=24, groups=24),
+    "groups_of_four": Problem(in_channels=32, out_channels=32, groups=8),
     "few": Problem(in_channels=3, out_channels=5, kernel=(2, 3), padding="same"),
     "empty": Problem(in_channels=16, out_channels=16, density=0.0),
     "full": Problem(in_channels=16, out_channels=16, density=1.0),

@@ -17,6 +17,7 @@ PROBLEMS = {
     "stride": Problem(in_channels=64, out_channels=64, size=(64, 60), stride=(2, 2), groups=2),
     "few_pixels": Problem(in_channels=256, out_channels=512, size=(12, 12), density=0.2),
     "depthwise": Problem(in_channels=192, out_channels=192, groups=192, size=(48, 50)),
+    "groups_of_four": Problem(in_channels=128, out_channels=128, groups=32, size=(48, 50)),
     "rgb": Problem(in_channels=3, out_channels=64, kernel=(7, 7), padding=(3, 3), size=(96, 96)),
     "residual": Problem(
         in_channels=64, out_channels=64, size=(48, 40), fill="passthrough", has_residual=True,

@@ -167,8 +167,9 @@ template <int kTileRows, class Function>
   }(std::make_integer_sequence<int, kTileRows - 1>{});
 }
 
+// multiply alone: of a tile that only the forward pass takes.
 template <class V, int kTileRows, int kVecs>
-GemmKernel<typename V::Element, typename V::Sum> make_gemm_kernel() {
+GemmKernel<typename V::Element, typename V::Sum> make_forward_kernel() {
   using Element = typename V::Element;
   using Sum = typename V::Sum;
   GemmKernel<Element, Sum> kernel;
@@ -183,6 +184,14 @@ GemmKernel<typename V::Element, typename V::Sum> make_gemm_kernel() {
       multiply_rows<V, decltype(m)::value, kVecs, kTileRows>(rows, taps, depth, panel, next, tile);
     });
   };
+  return kernel;
+}
+
+template <class V, int kTileRows, int kVecs>
+GemmKernel<typename V::Element, typename V::Sum> make_gemm_kernel() {
+  using Element = typename V::Element;
+  using Sum = typename V::Sum;
+  GemmKernel<Element, Sum> kernel = make_forward_kernel<V, kTileRows, kVecs>();
   kernel.accumulate = [](const Element* const* rows, int64_t first, int64_t count, int64_t depth,
                          const Element* panel, Sum* const* out, int64_t out_first,
                          int64_t next_count) {

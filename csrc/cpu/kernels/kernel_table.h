@@ -91,6 +91,32 @@ struct LanePixels {
   const int64_t* writes = nullptr;  // of each pixel: it is at out + writes[m], and its residual
 };
 
+// Neighbouring pixels of a row, with the same taps.
+template <class T, class Acc>
+struct LaneRow {
+  const LaneTap* taps = nullptr;
+  int64_t tap_count = 0;
+  const T* in = nullptr;  // the taps of pixel m are at in + m * in_step + offset
+  int64_t in_step = 0;
+  int64_t count = 0;
+  const Acc* bias = nullptr;  // null: none
+  T* out = nullptr;           // pixel m is at out + m * out_step
+  int64_t out_step = 0;
+  const int32_t* keep = nullptr;  // of each pixel: all bits, or none and zero is stored; null: all
+};
+
+// Pixels with the same taps, whose values are multiplied with their gradients.
+template <class T>
+struct LaneProducts {
+  const int64_t* taps = nullptr;  // offsets of the input
+  int64_t tap_count = 0;
+  const T* in = nullptr;
+  const int64_t* reads = nullptr;  // of each pixel: its taps are at in + reads[m] + offset
+  const T* grad = nullptr;
+  const int64_t* grads = nullptr;  // of each pixel: its gradient is at grad + grads[m]
+  int64_t count = 0;
+};
+
 // Work along the channels of one pixel. T is the storage type, Acc the type of the sums.
 template <class T, class Acc>
 struct RowKernel {
@@ -110,6 +136,18 @@ struct RowKernel {
   // A grouped convolution by vectors of output channels: sums over the taps, finished and stored.
   int64_t lanes = 0;
   void (*grouped)(const LaneBlocks<Acc>& blocks, const LanePixels<T, Acc>& pixels) = nullptr;
+  // The same for all pixels of a row, stored as they are.
+  void (*grouped_row)(const LaneBlocks<Acc>& blocks, const LaneRow<T, Acc>& row) = nullptr;
+  // The gradient of its weight: sums[block][step][sum_of[t]][lanes] += over the pixels their
+  // gradient * their input at tap t. sum_taps: of a block and step.
+  void (*grouped_products)(const LaneBlocks<Acc>& blocks, const LaneProducts<T>& pixels,
+                           const int64_t* sum_of, int64_t sum_taps, Acc* sums) = nullptr;
+  // Pixels as they are where keep[m] has all bits, zero where it has none.
+  void (*copy_kept)(const T* from, const int32_t* keep, int64_t count, T* to,
+                    int64_t channels) = nullptr;
+  // out[c] += the sum of from[positions[m] * channels + c] over m < count.
+  void (*add_pixels)(const T* from, const int32_t* positions, int64_t count, Acc* out,
+                     int64_t channels) = nullptr;
   // out[c] += in[c] * scale[c].
   void (*multiply_add)(const T* in, const Acc* scale, Acc* out, int64_t channels) = nullptr;
   // to[2 c] = first[c], to[2 c + 1] = second[c].
@@ -133,13 +171,15 @@ using Transpose = void (*)(const float* const* from_rows, int64_t rows, float* c
 using Compact = int64_t (*)(const uint8_t* mask, int64_t length, int32_t offset, int32_t* to);
 inline constexpr int64_t kSpareEntries = 16;
 
-// [0] is the wide tile, [1] a narrow one for few output channels.
+// [0] is the wide tile, [1] a narrow one for few output channels, [kNarrowest] one for fewer still,
+// of the forward pass, where there is one: multiply is null otherwise.
+inline constexpr int64_t kNarrowest = 2;
 struct KernelTable {
   const char* name = "";
-  GemmKernel<float, float> gemm_float[2];
-  GemmKernel<double, double> gemm_double[2];
+  GemmKernel<float, float> gemm_float[3];
+  GemmKernel<double, double> gemm_double[3];
   GemmKernel<BFloat16, float>
-      gemm_bfloat16[2];  // multiply is null where the ISA has no dot product
+      gemm_bfloat16[3];  // multiply is null where the ISA has no dot product
   RowKernel<float, float> row_float;
   RowKernel<double, double> row_double;
   RowKernel<BFloat16, float> row_bfloat16;

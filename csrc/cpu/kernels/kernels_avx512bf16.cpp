@@ -90,6 +90,7 @@ KernelTable make_avx512bf16_table() {
   table.name = "avx512_bf16";
   table.gemm_float[0] = make_gemm_kernel<Avx512Float, 12, 2>();
   table.gemm_float[1] = make_gemm_kernel<Avx512Float, 12, 1>();
+  table.gemm_float[kNarrowest] = make_forward_kernel<Avx512FloatPairs, 12, 1>();
   table.gemm_double[0] = make_gemm_kernel<Avx512Double, 12, 2>();
   table.gemm_double[1] = make_gemm_kernel<Avx512Double, 12, 1>();
   table.gemm_bfloat16[0] = make_gemm_kernel<Avx512BFloat16, 12, 2>();

@@ -28,9 +28,49 @@ void narrow_row(const Acc* in, T* out, int64_t channels) {
   for (int64_t c = 0; c < channels; ++c) out[c] = from_float<T>(in[c]);
 }
 
+// The bits of T, which a mask can be applied to.
+template <class T>
+using BitsOf = std::conditional_t<sizeof(T) == 2, uint16_t,
+                                  std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>>;
+
+// Without a branch: which pixels are kept is hard to predict.
+template <class T>
+void copy_kept_rows(const T* from, const int32_t* keep, int64_t count, T* to, int64_t channels) {
+  for (int64_t m = 0; m < count; ++m) {
+    const auto bits = static_cast<BitsOf<T>>(int64_t{keep[m]});
+    const T* pixel = from + m * channels;
+    T* copy = to + m * channels;
+    for (int64_t c = 0; c < channels; ++c) {
+      copy[c] = std::bit_cast<T>(static_cast<BitsOf<T>>(std::bit_cast<BitsOf<T>>(pixel[c]) & bits));
+    }
+  }
+}
+
 template <class T, class Acc>
 void add_row(const T* in, Acc* out, int64_t channels) {
   for (int64_t c = 0; c < channels; ++c) out[c] += Acc(to_float(in[c]));
+}
+
+// Four vectors of sums at a time stay in registers.
+template <class T, class Acc>
+void add_pixel_rows(const T* from, const int32_t* positions, int64_t count, Acc* out,
+                    int64_t channels) {
+  using Vector = Lanes<Acc>;
+  constexpr int64_t kVecs = 4;
+  constexpr int64_t kWidth = kVecs * Vector::kCount;
+  int64_t c = 0;
+  for (; c + kWidth <= channels; c += kWidth) {
+    typename Vector::Vec sums[kVecs];
+    for (int64_t j = 0; j < kVecs; ++j) sums[j] = Vector::load(out + c + j * Vector::kCount);
+    for (int64_t m = 0; m < count; ++m) {
+      const T* pixel = from + positions[m] * channels + c;
+      for (int64_t j = 0; j < kVecs; ++j) sums[j] += Vector::load(pixel + j * Vector::kCount);
+    }
+    for (int64_t j = 0; j < kVecs; ++j) Vector::store(out + c + j * Vector::kCount, sums[j]);
+  }
+  for (int64_t m = 0; m < count && c < channels; ++m) {
+    add_row(from + positions[m] * channels + c, out + c, channels - c);
+  }
 }
 
 template <class T, class Acc>
@@ -96,6 +136,10 @@ RowKernel<T, AccumulateType<T>> make_row_kernel() {
       .add = &add_row<T, Acc>,
       .lanes = Lanes<Acc>::kCount,
       .grouped = &grouped_rows<T, Acc>,
+      .grouped_row = &grouped_row<T, Acc>,
+      .grouped_products = &grouped_products<T, Acc>,
+      .copy_kept = &copy_kept_rows<T>,
+      .add_pixels = &add_pixel_rows<T, Acc>,
       .multiply_add = &multiply_add_row<T, Acc>,
       .interleave = &interleave_rows<T>,
       .pair_channels = &pair_channels<T>,

@@ -24,6 +24,30 @@ struct Avx512Float {
   static Vec multiply_add(PanelVec a, PanelVec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 };
 
+// Eight columns at two neighbouring depths at once, as a dot product would: half the broadcasts of
+// a tile that would fill half of every vector (KERNELS.md K-067). Panels are [depth / 2][8][2].
+struct Avx512FloatPairs {
+  using Element = float;
+  using Sum = float;
+  using Vec = __m512;
+  using PanelVec = __m512;
+  static constexpr int kLanes = 8;
+  static constexpr int kDepthStep = 2;
+  static Vec zero() { return _mm512_setzero_ps(); }
+  static PanelVec load(const float* from) { return _mm512_loadu_ps(from); }
+  static PanelVec broadcast(const float* from) {
+    double pair;
+    __builtin_memcpy(&pair, from, sizeof(pair));
+    return _mm512_castpd_ps(_mm512_set1_pd(pair));
+  }
+  static void store_sum(float* to, Vec value) {
+    const __m512 both = _mm512_add_ps(value, _mm512_movehdup_ps(value));
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 0, 0, 0, 0, 0, 0, 0, 0);
+    _mm256_storeu_ps(to, _mm512_castps512_ps256(_mm512_permutexvar_ps(even, both)));
+  }
+  static Vec multiply_add(PanelVec a, PanelVec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+};
+
 struct Avx512Double {
   using Element = double;
   using Sum = double;
