@@ -49,8 +49,7 @@ class PerspectiveScenes(Dataset[Sample]):
     Raises:
         ValueError: an argument is out of range.
 
-    Notes: needs NumPy (``perfconv[data]``). Scenes are the same for every number of threads; with
-    one they are made fastest.
+    Notes: needs NumPy (``perfconv[data]``). A scene is made in one thread.
 
     Example:
         >>> scene = PerspectiveScenes(10, size=(32, 40), kind="room")[0]
@@ -88,6 +87,15 @@ class PerspectiveScenes(Dataset[Sample]):
             raise IndexError(
                 f"PerspectiveScenes: index must be in [0, {self.length}), got {index}."
             )
+        # Small tensors wait for a second thread longer than it helps.
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return self._make(index)
+        finally:
+            torch.set_num_threads(threads)
+
+    def _make(self, index: int) -> Sample:
         import numpy as np
 
         from perfconv.data.scene_plans import room, street

@@ -50,13 +50,7 @@ class Scenes(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         if index not in self.kept:
-            # Its many small tensors wait for a second thread longer than it helps.
-            threads = torch.get_num_threads()
-            torch.set_num_threads(1)
-            try:
-                self.kept[index] = self.scenes[index]
-            finally:
-                torch.set_num_threads(threads)
+            self.kept[index] = self.scenes[index]
         return self.kept[index]
 
 
