@@ -3,7 +3,8 @@
     python tools/train_shipped_model.py [--folder build/shipped]
 
 Minutes on one core; a stopped run goes on. The same torch, instruction set and number of threads
-(one) give the same bytes: they are written into the file beside recipe and scores.
+(one) give the same weights, bit for bit: they are written into the file beside recipe and scores,
+of which the executed MACs are those of this version's planner.
 """
 
 import argparse
