@@ -71,9 +71,9 @@ def perforated_conv2d(
         expected_density: share of active pixels in [0, 1], a hint for devices that do not know
             the count on the host; never needed for a correct result.
         algorithm: "direct", "gather_gemm", "implicit_gemm", "dense", or "auto", which takes the
-            dense convolution above the measured break-even density. Only "dense" reads inputs
-            outside the active receptive field, and its weight gradient multiplies them by 0: train
-            what follows a "none" fill with another one.
+            dense convolution above the measured break-even density. The weight gradient of "dense"
+            multiplies inputs outside the active receptive field by 0, so that NaN there spreads:
+            train what follows a "none" fill with another one.
         packed_weight: what ``pack_weight`` made of ``weight``, to save packing it in the call.
 
     Returns:
