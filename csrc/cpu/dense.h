@@ -1,6 +1,6 @@
 // The dense convolution of torch (oneDNN) with the epilogue and the fill of a perforated one: what
-// runs above the break-even density. The one path that reads inputs outside the active receptive
-// field.
+// runs above the break-even density. The one path on which inputs outside the active receptive
+// field can reach a result: its weight gradient multiplies them by 0.
 #pragma once
 
 #include "core/dense_backward.h"
