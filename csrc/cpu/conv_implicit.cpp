@@ -144,7 +144,13 @@ class ImplicitGemm {
         const int64_t pixel = tile * kernel_.tile_rows;
         const int64_t count = std::min(kernel_.tile_rows, pixels - pixel);
         alignas(64) Acc sums[kMaxTileRows * kMaxTileCols];
-        const NextLines next = next_lines(rows, tile, tiles, column, column_begin, column_end);
+        const void* residuals[kMaxTileRows];
+        NextLines next = next_lines(rows, tile, tiles, column, column_begin, column_end);
+        if (residual_ != nullptr && next.begin == nullptr) {
+          const int64_t following = std::min(kernel_.tile_rows, pixels - pixel - count);
+          next = residual_lines(positions + pixel + count, following,
+                                group * g_.group_out_channels() + channel, channels, residuals);
+        }
         kernel_.multiply(rows.tile(tile), count, taps, depth, panel, next, sums);
         finish(sums, positions + pixel, count, group * g_.group_out_channels() + channel, channels);
       }
@@ -206,6 +212,15 @@ class ImplicitGemm {
                   begin == panel ? middle : panel + plan_.panel_elements())};
     }
     return column == column_begin ? rows.after(tile) : NextLines{};
+  }
+
+  // What finish() adds to these channels of the next pixels; rows: room for their addresses.
+  NextLines residual_lines(const int32_t* positions, int64_t count, int64_t channel,
+                           int64_t channels, const void** rows) const {
+    for (int64_t m = 0; m < count; ++m) {
+      rows[m] = residual_ + (int64_t{positions[m]} * g_.out_channels + channel);
+    }
+    return gathered(rows, count, channels * static_cast<int64_t>(sizeof(T)));
   }
 
   void finish(const Acc* sums, const int32_t* positions, int64_t count, int64_t channel,

@@ -27,16 +27,50 @@ std::vector<Acc> widened(const OptionalTensor& values, int64_t length) {
   return wide;
 }
 
-constexpr int64_t kBytesAhead = 8 << 10;
+// A thread reads its pixels in that many places at a time, each a little ahead: the hardware's own
+// prefetches end with each page, four pixels of 256 channels (KERNELS.md K-041, K-072).
+constexpr int64_t kStreams = 4;
+constexpr int64_t kBytesAhead = 2 << 10;
 
-// Into the first level: the hardware's own prefetches end with each page, four pixels of 256
-// channels (KERNELS.md K-041). A hint, past the end of the image too.
+// Into the first level. A hint, past the end of the image too.
 template <class T>
 void prefetch(const T* row, int64_t channels) {
   const char* begin = reinterpret_cast<const char*>(row);
   const int64_t bytes = channels * static_cast<int64_t>(sizeof(T));
   for (int64_t i = 0; i < bytes; i += kCacheLine) __builtin_prefetch(begin + i, 0, 3);
 }
+
+// The input pixels that a gate looks at, in the order of its output pixels.
+template <class T>
+class GatePixels {
+ public:
+  GatePixels() = default;
+  GatePixels(const T* input, int64_t channels, const ConvGeometry& g, int64_t first)
+      : line_(first / g.out_width), column_(first % g.out_width) {
+    row_ = row_of(input, channels, g);
+  }
+
+  const T* row() const { return row_; }
+
+  void advance(const T* input, int64_t channels, const ConvGeometry& g) {
+    row_ += g.stride_w * channels;
+    if (++column_ < g.out_width) return;
+    column_ = 0;
+    ++line_;
+    row_ = row_of(input, channels, g);
+  }
+
+ private:
+  const T* row_of(const T* input, int64_t channels, const ConvGeometry& g) const {
+    const int64_t y = line_ % g.out_height * g.stride_h;
+    const int64_t pixel = (line_ / g.out_height * g.in_height + y) * g.in_width;
+    return input + (pixel + column_ * g.stride_w) * channels;
+  }
+
+  int64_t line_ = 0;
+  int64_t column_ = 0;
+  const T* row_ = nullptr;
+};
 
 // As decide() of gate.h; soft[p] = softmax(logits)[1] unless soft is null.
 template <class T>
@@ -51,15 +85,17 @@ void decide(const Tensor& rows, const Tensor& weight, const OptionalTensor& bias
   const int64_t step = std::max<int64_t>(1, g.stride_w * channels);
   const int64_t ahead = (kBytesAhead / static_cast<int64_t>(sizeof(T)) / step + 1) * step;
   parallel_rows(g.out_pixels(), channels / 8 + 1, [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end;) {
-      const int64_t line = p / g.out_width;
-      const int64_t stop = std::min(end, (line + 1) * g.out_width);
-      const int64_t y = line % g.out_height * g.stride_h;
-      const T* from = input + (line / g.out_height * g.in_height + y) * g.in_width * channels;
-      for (int64_t x = (p - line * g.out_width) * g.stride_w; p < stop; ++p, x += g.stride_w) {
+    const int64_t share = (end - begin + kStreams - 1) / kStreams;
+    GatePixels<T> pixels[kStreams];
+    for (int64_t s = 0; s < kStreams; ++s) {
+      if (begin + s * share < end) pixels[s] = {input, channels, g, begin + s * share};
+    }
+    for (int64_t i = 0; i < share; ++i) {
+      for (int64_t p = begin + i, s = 0; p < end && s < kStreams; p += share, ++s) {
         Acc sums[2];
-        prefetch(from + x * channels + ahead, channels);
-        row.dot_pair(from + x * channels, wide.data(), wide.data() + channels, sums, channels);
+        prefetch(pixels[s].row() + ahead, channels);
+        row.dot_pair(pixels[s].row(), wide.data(), wide.data() + channels, sums, channels);
+        pixels[s].advance(input, channels, g);
         const Acc skip = sums[0] + offsets[0];
         const Acc compute = sums[1] + offsets[1];
         mask[p] = compute > skip ? 1 : 0;  // NaN: no

@@ -12,6 +12,14 @@
 
 namespace perfconv::cpu {
 
+// `bytes` bytes from each of `count` addresses.
+inline NextLines gathered(const void* const* rows, int64_t count, int64_t bytes) {
+  if (count == 0 || bytes == 0) return {};
+  const char* first = static_cast<const char*>(rows[0]);
+  return {
+      .begin = first, .end = first + bytes, .rows = rows + 1, .count = count - 1, .bytes = bytes};
+}
+
 // Row pointers of consecutive active pixels in the order GemmKernel::multiply reads them:
 // [tile][tap][tile_rows]. Taps outside the image point to a row of zeros.
 template <class A>
@@ -28,6 +36,7 @@ class TapPointers {
 
   // The pixels positions[0 .. count); the rows start at input channel `channel`.
   void fill(const int32_t* positions, int64_t count, int64_t channel) {
+    count_ = count;
     const int64_t taps = g_.taps();
     const int64_t tiles = (count + tile_rows_ - 1) / tile_rows_;
     pointers_.resize(static_cast<size_t>(tiles * taps * tile_rows_));
@@ -41,13 +50,19 @@ class TapPointers {
     return pointers_.data() + index * g_.taps() * tile_rows_;
   }
 
-  // What the tile after this one reads for the first time: the pixels under its last tap. A hint:
-  // at the border it may be any stretch of memory, of which nothing is read.
+  // What the tile after this one reads for the first time: the pixels under its last tap. With one
+  // tap these are read once for all, and fetched one by one; else the stretch of memory that they
+  // lie in, a hint: at the border it may be any, of which nothing is read.
   NextLines after(int64_t index) const {
     const int64_t taps = g_.taps();
+    const int64_t left = std::min(count_ - (index + 1) * tile_rows_, tile_rows_);
+    if (taps == 1 && left > 0) {
+      return gathered(reinterpret_cast<const void* const*>(tile(index + 1)), left,
+                      g_.group_in_channels() * static_cast<int64_t>(sizeof(A)));
+    }
     const int64_t step = taps * tile_rows_;
     if ((index + 3) * step > static_cast<int64_t>(pointers_.size())) return {};
-    const A* const* last = pointers_.data() + (index + 1) * step + step - tile_rows_;
+    const A* const* last = tile(index + 1) + step - tile_rows_;
     return {.begin = reinterpret_cast<const char*>(last[0]),
             .end = reinterpret_cast<const char*>(last[step])};
   }
@@ -90,6 +105,7 @@ class TapPointers {
   const A* input_;
   const A* zeros_;
   int64_t tile_rows_;
+  int64_t count_ = 0;
   int64_t row_begin_ = INT64_MIN / 2;  // flat position of the first pixel of the row seen last
   Receptive row_field_{};
   std::vector<int64_t> offsets_;

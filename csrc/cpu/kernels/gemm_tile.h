@@ -56,6 +56,11 @@ template <class V, int kRows, int kVecs, int kTileRows>
       if (next.begin < next.end) {
         __builtin_prefetch(next.begin, 0, 2);  // into the second level
         next.begin += kCacheLine;
+        if (next.begin >= next.end && next.count > 0) [[unlikely]] {
+          next.begin = static_cast<const char*>(*next.rows++);
+          next.end = next.begin + next.bytes;
+          --next.count;
+        }
       }
     }
   }

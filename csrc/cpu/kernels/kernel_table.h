@@ -17,10 +17,14 @@ inline constexpr int64_t kMaxTileCols = 32;
 inline constexpr int64_t kCacheLine = 64;
 
 // Memory that the next tile will read, fetched while this one is computed: one cache line a depth
-// step, since a burst would stall (KERNELS.md K-015).
+// step, since a burst would stall (KERNELS.md K-015). [begin, end), then `bytes` bytes, not 0, from
+// each of rows[0 .. count).
 struct NextLines {
   const char* begin = nullptr;
   const char* end = nullptr;
+  const void* const* rows = nullptr;
+  int64_t count = 0;
+  int64_t bytes = 0;
 };
 
 // How far GemmKernel::outer looks ahead.
