@@ -54,7 +54,10 @@ class FlopCount:
 
     @property
     def executed_macs(self) -> int:
-        """What the algorithms that ran computed, gates and halo included."""
+        """What the algorithms that ran computed, gates and halo included.
+
+        What a kernel computes and drops is not counted: tiles on a GPU, rows of depthwise layers.
+        """
         return self._total("executed")
 
     @property

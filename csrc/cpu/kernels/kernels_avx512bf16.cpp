@@ -1,5 +1,5 @@
-// Kernels for AVX-512 with bfloat16 dot products: two neighbouring depths per instruction,
-// summed in float.
+// AVX-512 with bfloat16 dot products: two neighbouring depths per instruction, summed in float. The
+// rest is that of kernels_avx512.cpp.
 #include "cpu/kernels/gemm_tile.h"
 #include "cpu/kernels/row_loops.h"
 #include "cpu/kernels/vectors_avx512.h"
@@ -86,21 +86,13 @@ void narrow_avx512(const float* in, BFloat16* out, int64_t channels) {
 }  // namespace
 
 KernelTable make_avx512bf16_table() {
-  KernelTable table;
+  KernelTable table = make_avx512_table();
   table.name = "avx512_bf16";
-  table.gemm_float[0] = make_gemm_kernel<Avx512Float, 12, 2>();
-  table.gemm_float[1] = make_gemm_kernel<Avx512Float, 12, 1>();
-  table.gemm_float[kNarrowest] = make_forward_kernel<Avx512FloatPairs, 12, 1>();
-  table.gemm_double[0] = make_gemm_kernel<Avx512Double, 12, 2>();
-  table.gemm_double[1] = make_gemm_kernel<Avx512Double, 12, 1>();
   table.gemm_bfloat16[0] = make_gemm_kernel<Avx512BFloat16, 12, 2>();
   table.gemm_bfloat16[1] = make_gemm_kernel<Avx512BFloat16, 12, 1>();
-  set_row_kernels(table);
   table.row_bfloat16.narrow = &narrow_avx512;
   table.row_bfloat16.interleave = &interleave_avx512;
   table.row_bfloat16.pair_channels = &pair_channels_avx512;
-  table.transpose = &transpose_avx512;
-  table.compact = &compact_avx512;
   return table;
 }
 

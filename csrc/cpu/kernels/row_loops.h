@@ -173,7 +173,7 @@ inline int64_t compact_bytes(const uint8_t* mask, int64_t length, int32_t offset
   return count;
 }
 
-void set_row_kernels(KernelTable& table) {
+inline void set_row_kernels(KernelTable& table) {
   table.compact = &compact_bytes;
   table.transpose = &transpose_rows;
   table.row_float = make_row_kernel<float>();
