@@ -43,13 +43,16 @@ Tensor pack_weight(const Tensor& weight, int64_t groups) {
                 .columns = weight.size(0) / groups,
                 .taps = weight.size(2) * weight.size(3),
                 .depth = weight.size(1)};
+  DeviceTraits device{.storage = storage_type(weight.scalar_type()), .compute_capability = 90};
+  const Tensor none = torch::stable::new_empty(weight, {0});
+  const bool may_be_read = wgmma_refusal(device, args.depth).empty() && args.taps <= kMostTaps &&
+                           packed_elements(args) < kMostElements && are_packs_wanted();
+  if (!may_be_read) return none;
   DeviceCall call(kOp, weight);
-  const DeviceTraits device{.storage = storage_type(weight.scalar_type()),
-                            .compute_capability = call.context().compute_capability};
-  const bool is_read = wgmma_refusal(device, args.depth).empty() && are_packs_wanted() &&
-                       packed_elements(args) < kMostElements;
-  const Tensor rows = is_read ? to_rows(weight) : weight;
-  if (!is_read || !is_aligned(rows)) return torch::stable::new_empty(weight, {0});
+  device.compute_capability = call.context().compute_capability;
+  if (!wgmma_refusal(device, args.depth).empty()) return none;
+  const Tensor rows = to_rows(weight);
+  if (!is_aligned(rows)) return none;
   const Tensor packed = torch::stable::new_empty(weight, {packed_elements(args)});
   args.weight = call.read(rows);
   args.packed = call.write(packed);

@@ -8,7 +8,6 @@
 namespace perfconv::cuda {
 namespace {
 
-constexpr int64_t kMostTaps = 32;  // bits of a row's tap mask
 constexpr int64_t kMostDepthwiseTaps = 64;
 constexpr int64_t kMostPixels = int64_t{1} << 31;
 constexpr int64_t kPackBytes = 16;

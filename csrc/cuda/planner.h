@@ -10,6 +10,8 @@
 
 namespace perfconv::cuda {
 
+constexpr int64_t kMostTaps = 32;  // of tiled kernels: the bits of a row's tap mask, or pattern
+
 // The forward kernels behind the algorithm names: gather_gemm is one path of several kernels,
 // implicit_gemm is the first of its kernels that accepts the problem.
 enum class ForwardKernel {

@@ -4,7 +4,6 @@
 namespace perfconv::cuda {
 namespace {
 
-constexpr int64_t kMostTaps = 32;  // bits of a tap pattern
 constexpr int64_t kMost = int64_t{1} << 31;
 constexpr int64_t kPackBytes = 16;
 constexpr int64_t kMostGridRows = 65535;  // blocks along y and z

@@ -19,8 +19,9 @@ class CapturedCall(Generic[Outputs]):
 
     A replay costs the host one launch, whatever the network. Inputs are copied to where the graph
     reads them; outputs lie where it writes them, and the next call overwrites them there: clone
-    what must outlive it. Capture anew after a change of the network, of its gates' settings too. On
-    a CPU ``call`` runs as it is, after the same checks, and its outputs are new ones.
+    what must outlive it. Capture anew after a change of the network, of its gates' settings too,
+    and after ``prepack``, ``train()`` or ``to()``: they free packed weights that the graph reads.
+    On a CPU ``call`` runs as it is, after the same checks, and its outputs are new ones.
 
     Args:
         call: a network in eval mode, or a function around one, that waits for no device; its

@@ -167,7 +167,9 @@ def prepack(model: Model) -> Model:
     and ignored once the weight has changed: autograd counts edits in place, loading a state dict
     among them; for those it does not see (``.data``, numpy, fused optimisers) every call compares
     64 values. Such an edit may be missed if it leaves most values as they were: call ``prepack``
-    again after it. A compiled module compares the values only.
+    again after it. A compiled module compares the values only. So does a CUDA graph, which also
+    reads its pack where it lay when it was captured: capture anew after ``prepack``, ``train()``,
+    ``to()`` and after edits of the weights.
 
     Args:
         model: any module in eval mode; changed in place.

@@ -65,6 +65,25 @@ def test_forward(backend: Backend, columns: int, dtype: torch.dtype) -> None:
     assert_exact(output, torch.where(mask, exact, 0))
 
 
+@pytest.mark.parametrize("columns", [64, 128, 256])
+def test_forward_with_packs(backend: Backend, columns: int) -> None:
+    """A ring that bulk copies fill again and again; of an edit that the samples do not see."""
+    mask = mask_of(backend)
+    input = sixteenths(backend, torch.bfloat16, 1, 64, *mask.shape[2:])
+    weight = sixteenths(backend, torch.bfloat16, columns, 64, *KERNEL)
+    edited = weight.clone()
+    edited[0, 1, 0, 0] += 4
+    packed = backend.ops.pack_weight(edited, 1)
+    output = backend.ops.perforated_conv2d(
+        input, weight, mask, **geometry(), algorithm="implicit_gemm", packed_weight=packed
+    )
+    assert_kernel(backend, "wgmma_gemm_kernel", columns)
+    read = edited if packed.numel() > 0 else weight
+    assert_exact(
+        output, torch.where(mask, F.conv2d(input.double(), read.double(), padding=PADDING), 0)
+    )
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("columns", [64, 128, 256])
 def test_dgrad(backend: Backend, columns: int, dtype: torch.dtype) -> None:
