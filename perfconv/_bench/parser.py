@@ -7,8 +7,7 @@ hands out a mask of 9-pixel blobs of one density. All densities take turns with 
 On a GPU once more with all of them as CUDA graphs, then none compiled. Random weights; the pool
 chooses freely.
 
-Verdicts: latency ratio within 5 points of the FLOPs ratio; peak memory not above that of the dense
-network, compiled or not as the parser is.
+Verdicts: latency ratio within 5 points of the FLOPs ratio, peak memory not above the dense one's.
 """
 
 import copy
@@ -149,10 +148,6 @@ def measure(
         own, parser.run = fastest_way(parser.model, image, clock, with_compile)
         dense()  # compiles
         peaks = {name: clock.peak_bytes(call) for name, call in calls.items()}
-        if (own == "compiled") != bool(compiled):  # what the compiler saves, it saves both
-            alike = dense_call(dtype, options.device, layout, own == "compiled", size)
-            alike()
-            peaks["dense"] = clock.peak_bytes(alike)
         if is_graph:
             calls = {name: clock.captured(call) for name, call in calls.items()}
         times = clock.measure(calls, rounds)
