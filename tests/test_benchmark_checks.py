@@ -119,6 +119,8 @@ class FakeVoxels:
             dense = torch.zeros(voxels.batch, voxels.features.size(1), *voxels.size)
             dense[image, :, y, x] = voxels.features
             weight = self.weight.permute(0, 3, 1, 2)
+            if weight.shape[2:] == (1, 1):  # as spconv 2.3.8 has it
+                weight = self.weight.view(weight.size(1), -1).T[:, :, None, None]
             made = torch.nn.functional.conv2d(dense, weight, **self.options) + self.wrong_by
             return FakeVoxels.SparseConvTensor(made[image, :, y, x], *[None] * 3)
 
@@ -138,9 +140,10 @@ def voxels(monkeypatch):
     peers.why_not_importable.cache_clear()
 
 
-def test_an_installed_voxel_library_is_a_peer(voxels, monkeypatch):
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_an_installed_voxel_library_is_a_peer(kernel, voxels, monkeypatch, capsys):
     """On the CPU spconv alone; what it computes is checked, and called another function."""
-    case = ConvCase(Problem(8, 16, 9, 7, dilation=2, batch=2))
+    case = ConvCase(Problem(8, 16, 9, 7, kernel=kernel, dilation=2, batch=2))
     with torch.inference_mode():
         found = peers.peers_of(case, with_compile=False, is_captured=False)
     assert "spconv" in found
@@ -148,9 +151,25 @@ def test_an_installed_voxel_library_is_a_peer(voxels, monkeypatch):
     assert not peers.PEERS["spconv"].is_same_function
     assert peers.presence("cuda", with_compile=True)["spconv_triton"] is None
     assert "cuda only" in peers.presence("cpu", with_compile=True)["spconv_triton"]
+    assert capsys.readouterr().err == ""
     monkeypatch.setattr(FakeVoxels.SubMConv2d, "wrong_by", 1.0)
-    with pytest.raises(AssertionError, match="spconv is off by"), torch.inference_mode():
-        peers.peers_of(case, with_compile=False, is_captured=False)
+    left_out: dict[str, str] = {}
+    with torch.inference_mode():
+        found = peers.peers_of(case, with_compile=False, is_captured=False, left_out=left_out)
+    assert "spconv" not in found  # the others are measured
+    assert "im2col_gemm" in found
+    assert "spconv is off by" in left_out["spconv"]
+    assert "without spconv: AssertionError" in capsys.readouterr().err
+
+
+def test_a_voxel_library_multiplies_pairs_of_active_pixels():
+    problem = Problem(8, 16, 9, 7, density=0.4)
+    case = ConvCase(problem)
+    near = torch.nn.functional.unfold(case.mask.float(), 3, padding=1)  # (1, 9, H * W)
+    pairs = (near * case.mask.float().flatten(2)).sum().item()
+    assert peers.executed_share("spconv", case) == pytest.approx(pairs / (9 * 9 * 7))
+    assert peers.executed_share("im2col_gemm", case) == case.density
+    assert peers.executed_share("unfold_gemm", case) == 1
 
 
 def test_a_peer_that_is_not_here_says_why(tmp_path, monkeypatch):

@@ -24,9 +24,9 @@ from perfconv._bench import (
 )
 from perfconv._bench.command import main
 from perfconv._bench.conv_case import ConvCase
-from perfconv._bench.problems import Problem, conv_problems, make_mask
-from perfconv._bench.results_file import read
-from perfconv._bench.tasks import Options
+from perfconv._bench.problems import SWEPT, Problem, conv_problems, make_mask
+from perfconv._bench.results_file import ResultsFile, read
+from perfconv._bench.tasks import Options, Task, run_tasks
 from perfconv.models.resnet import BasicBlock
 from perfconv.ops import tuning
 
@@ -73,13 +73,22 @@ def test_a_full_plan_sweeps_what_it_says():
     for name, least in (("channels", 4), ("height", 3), ("dilation", 2), ("batch", 2)):
         assert len({getattr(problem, name) for problem in found}) >= least, name
     assert {"random", "blobs", "band"} <= {problem.pattern for problem in found}
+    base = SWEPT.record()
+    for name in ("channels", "height", "batch", "dilation", "dtype", "density", "pattern"):
+        alone = [
+            problem.record()[name]
+            for problem in found
+            if {k for k, v in problem.record().items() if v != base[k]} - {"width", "out_channels"}
+            == {name}
+        ]
+        assert alone, name  # one thing changed
     for layers in (
         [problem for problem in found if problem.groups == problem.channels],  # depthwise
         [problem for problem in found if problem.groups not in (1, problem.channels)],
         [problem for problem in found if problem.channels < 16],
         [problem for problem in found if problem.kernel == 1],
     ):
-        assert {0.25, 0.5} <= {problem.density for problem in layers}
+        assert {0.25, 0.5, 1.0} <= {problem.density for problem in layers}
     assert {mode for _, mode in conv_problems("full")} == {"forward", "training", "dgrad", "wgrad"}
     assert {"op", "block", "network", "train-step"} == set(suite.LEVELS)
 
@@ -121,6 +130,25 @@ def test_quick_convolutions(tmp_path, capsys):
     text = capsys.readouterr().out
     assert " left] " in text  # progress with the time left
     assert "are in the results file already" in text
+
+
+def test_a_full_run_has_rows_of_one_thread(tmp_path, monkeypatch, capsys):
+    """Their own number of threads, in the file and while they run; they are not done twice."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    alone = [task for task in conv.tasks(Options(scope="full")) if task.threads]
+    assert {task.threads for task in alone} == {1}
+    assert len(alone) == len(conv.ONE_THREAD_DENSITIES)
+    monkeypatch.undo()
+    asked: list[int] = []
+    measure = lambda: (asked.append(torch.get_num_threads()), [{"algorithm": "auto"}])[1]  # noqa: E731
+    tasks = [Task("a", measure, str), Task("a", measure, str, threads=3)]
+    path = tmp_path / "results.jsonl"
+    torch.set_num_threads(2)
+    for _ in range(2):
+        assert run_tasks(tasks, ResultsFile(path, timing.environment()), 2) == 0
+    assert asked == [2, 3]
+    assert torch.get_num_threads() == 2
+    assert [row["threads"] for row in read(path)[1]] == [2, 3]
 
 
 def test_a_sweep_replaces_the_values_of_the_list(tmp_path):

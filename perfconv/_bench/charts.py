@@ -99,9 +99,21 @@ class Panel:
     dense_ms: float
     dense_gflops: float
     curve: Curve
+    dense: list[Point]
     peers: list[Curve]
     others: dict[str, list[Point]]
     break_even: float | None  # None: faster than dense at every density that was measured
+
+    @property
+    def numbers(self) -> list[tuple[str, list[Point]]]:
+        """Everything that was measured, by what it is called."""
+        own = self.curve.label
+        return [
+            (METHODS["dense"], self.dense),
+            (own, self.curve.points),
+            *((f"{own}, {pattern}", points) for pattern, points in self.others.items()),
+            *((peer.label, peer.points) for peer in self.peers),
+        ]
 
     @property
     def is_curve(self) -> bool:
@@ -116,12 +128,16 @@ class Section:
     pass_name: str
     dtype: str
     panels: list[Panel]
-    threads: int | None = None  # where a file has runs of several numbers
+    threads: int | None = None  # if not the number of the file
 
     @property
     def title(self) -> str:
-        threads = "" if self.threads is None else f", {self.threads} threads"
+        number = "one thread" if self.threads == 1 else f"{self.threads} threads"
+        threads = "" if self.threads is None else f", {number}"
         return f"{self.pass_name}, {self.dtype}{threads}"
+
+    def has_pattern(self, name: str) -> bool:
+        return any(name in panel.others for panel in self.panels if panel.is_curve)
 
 
 def dense_macs(row: dict) -> int:
@@ -135,8 +151,14 @@ def dense_flops(row: dict) -> float:
     return 2.0 * passes * dense_macs(row)
 
 
-def make_point(row: dict) -> Point:
+def executed_share(row: dict) -> float:
+    """Of the dense FLOPs; an older file does not say."""
     share = 1.0 if row["algorithm"] in COMPUTES_ALL else row["density"]
+    return row.get("executed_share", share)
+
+
+def make_point(row: dict) -> Point:
+    share = executed_share(row)
     memory = row.get("peak_bytes")
     return Point(
         density=row["density"],
@@ -177,6 +199,7 @@ def make_panel(name: str, rows: Sequence[dict], algorithm: str) -> Panel:
         dense_ms=dense_ms,
         dense_gflops=dense_flops(own[0]) / dense_ms / 1e6,
         curve=curve,
+        dense=curves.get("dense", [])[-1:],  # the same at every density
         peers=[Curve(method, curves[method]) for method in names],
         others=others,
         break_even=break_even(curve.points),
@@ -189,7 +212,7 @@ def sections(rows: Sequence[dict], algorithm: str) -> list[Section]:
     for row in rows:
         shapes = grouped.setdefault((row["pass"], row["dtype"], row.get("threads", 0)), {})
         shapes.setdefault(shape_name(row), []).append(row)
-    has_several = len({threads for _, _, threads in grouped}) > 1
+    usual = rows[0].get("threads", 0) if rows else 0
     found = []
     for (pass_name, dtype, threads), shapes in grouped.items():
         panels = [
@@ -198,11 +221,61 @@ def sections(rows: Sequence[dict], algorithm: str) -> list[Section]:
             if any(row["algorithm"] == algorithm for row in own)
         ]
         if panels:
-            found.append(Section(pass_name, dtype, panels, threads if has_several else None))
-    order = ("forward", "graph", "training", "dgrad", "wgrad")
+            found.append(Section(pass_name, dtype, panels, None if threads == usual else threads))
+    passes, dtypes = ("forward", "graph", "training", "dgrad", "wgrad"), ("float32", "bfloat16")
     return sorted(
-        found, key=lambda s: (order.index(s.pass_name) if s.pass_name in order else 9, s.dtype)
+        found,
+        key=lambda section: (
+            _place(section.pass_name, passes),
+            section.threads is not None,
+            _place(section.dtype, dtypes),
+        ),
     )
+
+
+def _place(value: str, order: tuple[str, ...]) -> int:
+    return order.index(value) if value in order else len(order)
+
+
+# ---- one thing at a time -------------------------------------------------------------------------
+
+# What it is called: field of a row.
+FACTORS = {
+    "density": "density",
+    "mask": "pattern",
+    "channels": "channels",
+    "map": "height",
+    "batch": "batch",
+    "dilation": "dilation",
+    "dtype": "dtype",
+    "threads": "threads",
+}
+
+
+def one_at_a_time(rows: Sequence[dict], algorithm: str, base: dict) -> list[tuple[str, list[dict]]]:
+    """The forward passes that differ from the layer ``base`` in one thing: what, and its rows."""
+    own = [row for row in rows if row["algorithm"] == algorithm and row["pass"] == "forward"]
+    own = [row for row in own if row["channels"] == row["out_channels"] and row["groups"] == 1]
+    wanted = {**base, "threads": rows[0].get("threads") if rows else None}
+    found: dict[str, list[dict]] = {}
+    for row in own:
+        other = [name for name, field in FACTORS.items() if not _is_same(row, wanted, field)]
+        if row["kernel"] == wanted["kernel"] and len(other) < 2:
+            for name in other or FACTORS:
+                found.setdefault(name, []).append(row)
+    return [
+        (name, sorted(found[name], key=lambda row, field=field: row[field]))
+        for name, field in FACTORS.items()
+        if len(found.get(name, [])) > 1
+    ]
+
+
+def _is_same(row: dict, wanted: dict, field: str) -> bool:
+    if field == "density":
+        return abs(row[field] - wanted[field]) < 0.02
+    if field == "height":
+        return (row["height"], row["width"]) == (wanted["height"], wanted["width"])
+    return row.get(field) == wanted[field]
 
 
 # ---- roofline ------------------------------------------------------------------------------------
@@ -220,6 +293,7 @@ class Roof:
     ticks_x: list[tuple[float, str]]
     ticks_y: list[tuple[float, str]]
     best_share: float  # of the roof, the largest among the points
+    product_gflops: float  # of torch.mm, which others may beat
 
 
 def roofs(machine: Sequence[dict], rows: Sequence[dict], algorithm: str) -> list[Roof]:
@@ -235,27 +309,29 @@ def roofs(machine: Sequence[dict], rows: Sequence[dict], algorithm: str) -> list
             other
             for other in rows
             if other["algorithm"] == algorithm
+            and other.get("threads") == row.get("threads")
             and other["dtype"] == row["dtype"]
             and other["pass"] == "forward"
             and other.get("bytes")
         ]
         if chosen:
-            found.append(_roof(fastest_seen(row, rows), bandwidth, chosen))
+            found.append(_roof(row, fastest_seen(row, rows), bandwidth, chosen))
     return found
 
 
-def fastest_seen(machine: dict, rows: Sequence[dict]) -> dict:
-    """The peak: of the matrix product, or of a dense convolution that was even faster."""
+def fastest_seen(machine: dict, rows: Sequence[dict]) -> float:
+    """The peak: of the matrix product, or of a convolution, dense or ours, that was even faster."""
     rates = [
-        dense_flops(row) / row["candidate_ms"] / 1e6
+        executed_share(row) * dense_flops(row) / row["candidate_ms"] / 1e6
         for row in rows
-        if row["algorithm"] == "dense" and row["dtype"] == machine["dtype"]
+        if row["algorithm"] in ("dense", "auto", "implicit_gemm")
+        and row["dtype"] == machine["dtype"]
+        and row.get("threads") == machine.get("threads")
     ]
-    return {**machine, "gflops": max([machine["gflops"], *rates])}
+    return max([machine["gflops"], *rates])
 
 
-def _roof(machine: dict, bandwidth: float, rows: Sequence[dict]) -> Roof:
-    peak = machine["gflops"]
+def _roof(machine: dict, peak: float, bandwidth: float, rows: Sequence[dict]) -> Roof:
     places = []
     for row in rows:
         flops = row["density"] * dense_flops(row)
@@ -286,10 +362,11 @@ def _roof(machine: dict, bandwidth: float, rows: Sequence[dict]) -> Roof:
         points=[(x(place[0]), y(place[1]), place[2]) for place in places],
         line=" ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in corners),
         ticks_x=[(x(2.0**e), str(2**e) if e >= 0 else f"1/{2**-e}") for e in range(low, high + 1)][
-            :: max(1, (high - low) // 6)
+            :: max(1, math.ceil((high - low) / 6))
         ],
         ticks_y=[(y(10.0**e), str(10**e)) for e in range(max(bottom, 0), math.floor(top) + 1)],
         best_share=max(shares),
+        product_gflops=machine["gflops"],
     )
 
 
@@ -304,10 +381,22 @@ class Bar:
     dense_ms: float
     block: float  # the whole fused block / dense
     stages: list[tuple[str, float, float]]  # name, share of dense, where it begins
+    scatter: float | None  # alone / dense; in a block it is a part of the convolutions
 
     @property
     def total(self) -> float:
         return sum(share for _, share, _ in self.stages)
+
+
+def block_name(row: dict) -> str:
+    """A gated bottleneck by its sizes; other problems as they are called."""
+    if "dilation" not in row or "channels" not in row:
+        return row["problem"]
+    wide, inner = row["channels"], row["channels"] // 4
+    return (
+        f"{wide}-{inner}-{wide}, {row['height']}x{row['width']}, dilation {row['dilation']}, "
+        f"{row['dtype']}, {row['pattern']} {row['density']:.2f}"
+    )
 
 
 def bars(rows: Sequence[dict]) -> list[Bar]:
@@ -315,14 +404,15 @@ def bars(rows: Sequence[dict]) -> list[Bar]:
     for row in rows:
         grouped.setdefault(row["problem"], {})[row["stage"]] = row
     found = []
-    for name, stages in grouped.items():
+    for stages in grouped.values():
         begin, parts = 0.0, []
         for stage, row in stages.items():
             # "scatter" is inside the convolutions: it is told, not added.
             if stage not in ("dense", "block", "scatter"):
                 parts.append((stage, 1 / row["speed_up"], begin))
                 begin += 1 / row["speed_up"]
-        label = name.removeprefix("breakdown-")
         block = 1 / stages["block"]["speed_up"]
-        found.append(Bar(label, stages["dense"]["candidate_ms"], block, parts))
+        scatter = 1 / stages["scatter"]["speed_up"] if "scatter" in stages else None
+        label = block_name(stages["block"])
+        found.append(Bar(label, stages["dense"]["candidate_ms"], block, parts, scatter))
     return found

@@ -17,14 +17,15 @@ import torch.nn.functional as F
 
 import perfconv
 from perfconv._bench.conv_case import GRADIENTS, LAYOUTS, ConvCase
-from perfconv._bench.peers import PEERS, compiled, peers_of
-from perfconv._bench.problems import LISTS, Problem, conv_problems
+from perfconv._bench.peers import PEERS, compiled, executed_share, peers_of
+from perfconv._bench.problems import LISTS, SWEPT, Problem, conv_problems
 from perfconv._bench.tasks import Options, Task
 from perfconv._bench.timing import Call, compared, fastest
 from perfconv._bench.timing_cuda import make_clock
 
 BUDGET_MS = 150.0  # of a peer over all rounds
 COMPILED = "channels_last, compiled"
+ONE_THREAD_DENSITIES = (0.1, 0.25, 0.5, 1.0)  # measured with one thread too in a full run
 
 
 def flops_of(problem: Problem, pass_name: str) -> float:
@@ -89,13 +90,17 @@ def measure(problem: Problem, pass_name: str, options: Options) -> Iterator[dict
     if pass_name == "training":
         case.learns()
     check(case, pass_name, algorithms)
+    left_out: dict[str, str] = {}
     with torch.set_grad_enabled(not is_forward):
         dense = dense_calls(case, pass_name, options.with_compile and pass_name == "forward")
         best = fastest(dense, clock)
         calls = {"dense": dense[best], **own_calls(case, pass_name, algorithms)}
         if is_forward and options.with_peers:
             calls |= peers_of(
-                case, with_compile=options.with_compile, is_captured=pass_name == "graph"
+                case,
+                with_compile=options.with_compile,
+                is_captured=pass_name == "graph",
+                left_out=left_out,
             )
         if pass_name == "graph":
             calls = {name: clock.captured(call) for name, call in calls.items()}
@@ -106,7 +111,7 @@ def measure(problem: Problem, pass_name: str, options: Options) -> Iterator[dict
     bytes_moved = least_bytes(case)
     for name, found in compared(times).items():
         peer = PEERS.get(name)
-        share = 1.0 if name in ("dense", "dense_times_mask", "unfold_gemm") else case.density
+        share = executed_share(name, case)
         yield {
             "algorithm": name,
             **problem.record(),
@@ -114,10 +119,12 @@ def measure(problem: Problem, pass_name: str, options: Options) -> Iterator[dict
             "dense_layout": best,
             **found,
             "efficiency": found["speed_up"] * case.density,
+            "executed_share": share,
             "gflops": share * flops / found["candidate_ms"] / 1e6,
             "bytes": bytes_moved,
             "peak_bytes": memory[name],
             **({"is_same_function": peer.is_same_function, "what": peer.summary} if peer else {}),
+            **({"left_out": left_out} if left_out and name == "dense" else {}),
         }
 
 
@@ -165,13 +172,12 @@ def tasks(options: Options) -> list[Task]:
         if options.modes:
             cases = [(p, mode) for p, mode in cases if mode in options.modes]
     pairs = [(new, mode) for p, mode in cases for new in swept(p, options.sweep)]
-    return [
-        Task(
-            problem.name,
-            partial(measure, problem, mode, options),
-            describe,
-            pass_name=mode,
-            benchmark="conv",
-        )
+    found = [
+        Task(problem.name, partial(measure, problem, mode, options), describe, pass_name=mode)
         for problem, mode in dict.fromkeys(pairs)
     ]
+    if options.scope != "full" or options.device != "cpu" or torch.get_num_threads() == 1:
+        return found
+    one_thread = {replace(SWEPT, density=density).name for density in ONE_THREAD_DENSITIES}
+    alone = [task for task in found if task.problem in one_thread and task.pass_name == "forward"]
+    return [*found, *(replace(task, threads=1) for task in alone)]

@@ -14,7 +14,7 @@ import torch
 import perfconv
 from perfconv._bench.conv import own_calls
 from perfconv._bench.conv_case import ConvCase
-from perfconv._bench.peers import PEERS, peers_of, presence
+from perfconv._bench.peers import PEERS, peers_of, presence, version
 from perfconv._bench.problems import Problem
 from perfconv._bench.tasks import Options, Task
 from perfconv._bench.timing import compared
@@ -91,6 +91,7 @@ def peers(options: Options) -> Iterator[dict]:
             "kind": "peer",
             "algorithm": name,
             "what": peer.summary,
+            "version": version(peer),
             "is_same_function": peer.is_same_function,
             "why_not": reason,
         }

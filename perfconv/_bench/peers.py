@@ -7,6 +7,7 @@ lacks for a peer is in the results file and in the report.
 
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
@@ -145,11 +146,16 @@ def voxel_call(package: str, case: ConvCase) -> Call:
     """
     spconv = importlib.import_module(f"{package}.pytorch")
     p = case.problem
+    weight = case.weight.permute(0, 2, 3, 1)
+    if (
+        p.kernel == 1
+    ):  # its shape says (C_out, 1, 1, C_in), but spconv multiplies it as C_in x C_out
+        weight = case.weight.flatten(1).T.reshape(weight.shape)
     layer = spconv.SubMConv2d(  # on the CPU it has no bias
         p.channels, p.out_channels, p.kernel, dilation=p.dilation, bias=False
     )
     layer = layer.to(case.device, case.input.dtype).eval().requires_grad_(False)
-    layer.weight.copy_(case.weight.permute(0, 2, 3, 1))
+    layer.weight.copy_(weight)
 
     def call() -> Tensor:
         image, _, y, x = case.mask.nonzero(as_tuple=True)
@@ -160,6 +166,19 @@ def voxel_call(package: str, case: ConvCase) -> Call:
 
     case.check_active_inputs(package, call())
     return call
+
+
+def executed_share(name: str, case: ConvCase) -> float:
+    """Of the dense MACs, what a method computes: every pixel, active ones, or pairs of those."""
+    if name in ("dense", "dense_times_mask", "unfold_gemm"):
+        return 1.0
+    peer = PEERS.get(name)
+    if peer is None or not peer.package:
+        return case.density
+    p, active = case.problem, case.mask.float()
+    ones = active.new_ones(1, 1, p.kernel, p.kernel)
+    pairs = F.conv2d(active, ones, padding=p.padding, dilation=p.dilation) * active
+    return pairs.mean().item() / p.kernel**2
 
 
 def _has_groups(case: ConvCase) -> str | None:
@@ -194,7 +213,8 @@ PEERS: Mapping[str, Peer] = {
         refuses=_has_groups,
     ),
     "spconv": Peer(
-        "spconv SubMConv2d: another function, inactive inputs count as zero",
+        "spconv SubMConv2d: another function, inactive inputs count as zero; no groups, no bias; "
+        "on the CPU float32 only",
         partial(voxel_call, "spconv"),
         is_same_function=False,
         waits_for_device=True,
@@ -202,7 +222,7 @@ PEERS: Mapping[str, Peer] = {
         package="spconv",
     ),
     "spconv_triton": Peer(
-        "spconv-triton SubMConv2d: another function, inactive inputs count as zero",
+        "spconv-triton SubMConv2d: another function, inactive inputs count as zero; no groups",
         partial(voxel_call, "spconv_triton"),
         is_same_function=False,
         waits_for_device=True,
@@ -211,6 +231,13 @@ PEERS: Mapping[str, Peer] = {
         devices=("cuda",),
     ),
 }
+
+
+def version(peer: Peer) -> str:
+    """Of another library that is installed."""
+    if not peer.package or peer.package not in sys.modules:
+        return ""
+    return str(getattr(sys.modules[peer.package], "__version__", ""))
 
 
 def presence(device: str, *, with_compile: bool) -> dict[str, str | None]:
@@ -222,10 +249,17 @@ def presence(device: str, *, with_compile: bool) -> dict[str, str | None]:
     return found
 
 
-def peers_of(case: ConvCase, *, with_compile: bool, is_captured: bool) -> dict[str, Call]:
+def peers_of(
+    case: ConvCase,
+    *,
+    with_compile: bool,
+    is_captured: bool,
+    left_out: dict[str, str] | None = None,
+) -> dict[str, Call]:
     """The peers that take this case, as calls; the same function is checked, once.
 
-    For a CUDA graph the active pixels are found beforehand, which flatters those that wait.
+    For a CUDA graph the active pixels are found beforehand, which flatters those that wait. Another
+    library that fails on this case or gives a wrong result is left out, which says why by its name.
     """
     calls: dict[str, Call] = {}
     for name, peer in PEERS.items():
@@ -233,7 +267,15 @@ def peers_of(case: ConvCase, *, with_compile: bool, is_captured: bool) -> dict[s
             continue
         if (peer.needs_compile and not with_compile) or (is_captured and peer.package):
             continue
-        if is_captured and peer.waits_for_device:
+        if peer.package:
+            try:
+                calls[name] = peer.make(case)
+            except Exception as error:  # of another library, in kinds of its own
+                reason = f"{type(error).__name__}: {error}"
+                print(f"{case.problem.name} without {name}: {reason}", file=sys.stderr)
+                if left_out is not None:
+                    left_out[name] = reason
+        elif is_captured and peer.waits_for_device:
             calls[name] = peer.make(case, Places(case))  # type: ignore[call-arg]
         else:
             calls[name] = peer.make(case)

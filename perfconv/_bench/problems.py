@@ -215,6 +215,21 @@ REPORT_SHAPES = ((64, 120, 160, 1), (128, 60, 80, 1), (256, 60, 80, 1), (512, 30
 DENSITIES = (0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 
 
+# The layer whose channels, map size, batch and dilation are changed one at a time.
+SWEPT = Problem(256, 256, 60, 80)
+
+
+def one_thing_changed() -> list[Problem]:
+    """Besides density, pattern, dtype and threads, which the report's other layers have anyway."""
+    sizes = ((15, 20), (30, 40), (120, 160))
+    return [
+        *(replace(SWEPT, channels=c, out_channels=c) for c in (64, 128, 512)),
+        *(replace(SWEPT, height=height, width=width) for height, width in sizes),
+        *(replace(SWEPT, batch=batch) for batch in (2, 4)),
+        *(replace(SWEPT, dilation=dilation) for dilation in (2, 4)),
+    ]
+
+
 def conv_problems(scope: str) -> list[tuple[Problem, str]]:
     """(problem, pass) of a scope: quick (seconds each), standard, full."""
     if scope == "quick":
@@ -241,9 +256,8 @@ def conv_problems(scope: str) -> list[tuple[Problem, str]]:
             single = Problem(256, 256, 60, 80, dtype=dtype)
             gradients = [replace(single, density=d) for d in (0.25, 0.5, 1.0)]
             cases += [(p, mode) for mode in ("dgrad", "wgrad") for p in gradients]
-        cases += [(p, "forward") for p in special_problems() if p.density < 1]
-        batch = Problem(128, 128, 60, 80, batch=4)
-        cases += [(replace(batch, density=d), "forward") for d in (0.25, 0.5)]
+        cases += [(p, "forward") for p in special_problems()]
+        cases += [(p, "forward") for p in one_thing_changed()]
     return list(dict.fromkeys(cases))
 
 

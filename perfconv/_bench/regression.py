@@ -66,12 +66,13 @@ def changes(old_rows: Iterable[dict], new_rows: Iterable[dict]) -> list[Change]:
 
 
 def by_key(rows: Iterable[dict]) -> dict[Key, dict]:
-    """Rows of one number of threads each, where a file has several."""
+    """The cells of a file; those of another number of threads than its first say so."""
     rows = list(rows)
-    has_several = len({row.get("threads") for row in rows}) > 1
+    usual = rows[0].get("threads") if rows else None
 
     def problem(row: dict) -> str:
-        return f"{row['problem']}, {row['threads']} threads" if has_several else row["problem"]
+        threads = row.get("threads")
+        return row["problem"] if threads == usual else f"{row['problem']}, {threads} threads"
 
     return {
         (problem(row), row.get("pass", ""), row["algorithm"]): row

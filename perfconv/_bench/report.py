@@ -65,10 +65,20 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def commits(head: dict, rows: list[dict]) -> list[tuple[str, list[str], int]]:
+    """(commit, benchmarks, number of rows) of a file: more than one if it was continued."""
+    found: dict[str, list[dict]] = {}
+    for row in rows:
+        found.setdefault(row.get("commit", head["commit"]), []).append(row)
+    return [
+        (commit, list(dict.fromkeys(row.get("benchmark", "conv") for row in own)), len(own))
+        for commit, own in found.items()
+    ]
+
+
 def describe(head: dict, rows: list[dict], source: Path) -> str:
-    commits = dict.fromkeys([head["commit"], *(row.get("commit", "") for row in rows)])
     place = "benchmarks/results/" if source.resolve().parent.name == "results" else ""
-    built = ", ".join(filter(None, commits))  # more than one: the file was continued in another run
+    built = ", ".join(filter(None, (commit for commit, _, _ in commits(head, rows))))
     return (
         f"{head['processor']} ({head['isa']}), {head['threads']} threads, torch {head['torch']}, "
         f"{head['date']}, built from {built}. Median (quartiles) of interleaved pairs "

@@ -34,6 +34,13 @@ def read(path: Path) -> tuple[dict, list[dict]]:
             f"{path} is no results file: its first line does not name the machine. Give one that "
             "perfconv bench wrote."
         )
+    for row in rows[1:]:
+        for name in SAME_MACHINE if "processor" in row else ():
+            if row.get(name) != rows[0].get(name):
+                raise ResultsError(
+                    f"{path} has runs of two machines: {name} is {rows[0].get(name)!r} and "
+                    f"{row.get(name)!r}. Keep a file for each."
+                )
     return rows[0], [row for row in rows if "problem" in row]
 
 

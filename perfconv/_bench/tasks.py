@@ -57,6 +57,7 @@ class Task:
     pass_name: str = ""
     level: str = "op"
     benchmark: str = ""
+    threads: int | None = None  # of its own
 
 
 def duration(seconds: float) -> str:
@@ -75,7 +76,11 @@ def run_tasks(tasks: Sequence[Task], results: ResultsFile, threads: int) -> int:
 
     One that fails leaves no row, so that the same command tries it again; the others run.
     """
-    todo = [task for task in tasks if not results.has((task.problem, task.pass_name, threads))]
+    todo = [
+        task
+        for task in tasks
+        if not results.has((task.problem, task.pass_name, task.threads or threads))
+    ]
     if len(todo) < len(tasks):
         print(f"{len(tasks) - len(todo)} of {len(tasks)} are in the results file already")
     failed = []
@@ -84,13 +89,16 @@ def run_tasks(tasks: Sequence[Task], results: ResultsFile, threads: int) -> int:
         common = {"benchmark": task.benchmark, "level": task.level, "problem": task.problem}
         if task.pass_name:
             common["pass"] = task.pass_name
-        common |= {"threads": torch.get_num_threads(), "commit": commit()}
+        common |= {"threads": task.threads or threads, "commit": commit()}
+        torch.set_num_threads(common["threads"])
         try:
             rows = [{**common, **row} for row in task.measure()]
         except Exception as error:  # a wrong result, or a machine that lacks something
             failed.append(f"{task.problem} {task.pass_name}".strip())
             print(f"FAILED {failed[-1]}: {type(error).__name__}: {error}", file=sys.stderr)
             continue
+        finally:
+            torch.set_num_threads(threads)
         results.add(rows)
         mark = progress(number, len(todo), time.perf_counter() - begin)
         for row in rows:
