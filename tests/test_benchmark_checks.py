@@ -4,16 +4,20 @@ import importlib.machinery
 import importlib.util
 import sys
 import types
+from collections.abc import Callable
 
 import pytest
 import torch
 from benchmark_runs import run
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
 
 import perfconv
 from perfconv._bench import (
     block,
     conv,
     network,
+    networks,
     page,
     peers,
     timing,
@@ -22,6 +26,7 @@ from perfconv._bench import (
 from perfconv._bench.conv_case import ConvCase
 from perfconv._bench.problems import Problem, quick_block_problems
 from perfconv._bench.tasks import Options
+from perfconv.models.resnet import Bottleneck
 
 
 def test_a_wrong_kernel_is_not_timed():
@@ -207,6 +212,30 @@ def test_the_flops_ratio_of_a_network_is_that_of_the_masks_given():
         ratios = [case.give(density, "random") for density in (0.25, 0.5, 1.0)]
     assert 0.25 < ratios[0] < ratios[1] < 0.9
     assert ratios[2] == 1
+
+
+def test_a_compiled_network_computes_its_gates():
+    """What nobody reads is left out of a compiled graph; the time of the gates is to be in it."""
+    model = perfconv.convert(torch.nn.Sequential(*[Bottleneck(16, 4) for _ in range(2)]).eval())
+    model.requires_grad_(False)
+    image = torch.rand(1, 16, 6, 7).to(memory_format=torch.channels_last)
+    networks.give_masks(model, image, 0.5)
+    called: list[object] = []
+
+    def recorded(graph: torch.fx.GraphModule, _inputs: list) -> Callable:
+        called.extend(node.target for node in graph.graph.nodes)
+        return make_boxed_func(graph.forward)
+
+    with torch.inference_mode():
+        wanted = model(image)
+        compiled = torch.compile(model, backend=aot_autograd(fw_compiler=recorded), dynamic=False)
+        assert torch.equal(compiled(image), wanted)  # by the masks given
+        assert called.count(torch.ops.perfconv.gate_mask.default) == 2
+        count = len(called)
+        networks.give_masks(model, image, 0.9)
+        assert torch.equal(compiled(image), model(image))
+        assert not torch.equal(compiled(image), wanted)
+    assert len(called) == count  # new masks, the same graph
 
 
 def test_a_wrong_block_is_not_timed():

@@ -26,9 +26,16 @@ class GivenGate(PixelGate):
     """
 
     given: ActivePixels | None = None
+    decides: Tensor | None = None  # (), False
 
     def give(self, mask: Tensor) -> None:
-        self.given = perfconv.compact_mask(mask)
+        with torch.inference_mode(False):  # a compiled network tells the two kinds of tensors apart
+            self.take(perfconv.compact_mask(mask.clone()))
+
+    def take(self, active: ActivePixels) -> None:
+        self.given = active
+        if self.decides is None:
+            self.decides = active.mask.new_zeros(())
 
     def _has_fused_decision(self) -> bool:
         # A counter of FLOPs looks on from a dispatch mode, where gates decide by their logits.
@@ -37,9 +44,18 @@ class GivenGate(PixelGate):
     def _fused_decision(self, input: Tensor) -> ActivePixels:
         if self.given is None:
             return super()._fused_decision(input)
-        if super()._has_fused_decision():
-            super()._fused_decision(input)
-        return self.given
+        if not super()._has_fused_decision():
+            return self.given
+        own = super()._fused_decision(input)
+        if self.decides is None or not torch.compiler.is_compiling():
+            return self.given
+        # A compiled graph leaves out what nobody reads, and with it the time of the gate.
+        return ActivePixels(
+            *(
+                torch.where(self.decides, mine, given)
+                for mine, given in zip(own, self.given, strict=True)
+            )
+        )
 
 
 def reading_gate(channels: int) -> PixelGate:

@@ -69,7 +69,7 @@ class Parser:
     def give(self, density: float) -> None:
         gates = perfconv.gates(self.model)
         for name, active in self.masks[density].items():
-            gates[name].given = active  # type: ignore[attr-defined]
+            gates[name].take(active)  # type: ignore[operator]
 
     def call(self, density: float, image: Tensor) -> object:
         self.give(density)
