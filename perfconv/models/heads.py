@@ -1,7 +1,8 @@
 """Heads: from a trunk's features to the map of one task, at the size of the image.
 
 A head gets the features by name, never the trunk, and returns a dictionary of maps. The keys are
-those of ``predict_augmented``: segmentation, log_depth, normals, boundary.
+those of ``predict_augmented``: segmentation, log_depth, normals, boundary. ``reads`` says which
+features, so that the others need no memory; a head without it gets all of them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -60,13 +61,14 @@ class SegmentationHead(nn.Module):
     ) -> None:
         super().__init__()
         self.feature = feature
+        self.reads = (feature.name,)
         self.hidden = conv_norm_relu(feature.channels, hidden_channels, kernel_size)
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(hidden_channels, classes, 1)
 
     def forward(self, features: Mapping[str, Tensor], size: Size) -> dict[str, Tensor]:
-        hidden = self.dropout(self.hidden(features[self.feature.name]))
-        logits = self.classifier(hidden)
+        # In one expression: no layer's output outlives the next one.
+        logits = self.classifier(self.dropout(self.hidden(features[self.feature.name])))
         return {"segmentation": upsample(logits, self.feature.stride, size)}
 
 
@@ -90,6 +92,7 @@ class DepthHead(nn.Module):
     ) -> None:
         super().__init__()
         self.feature = feature
+        self.reads = (feature.name,)
         self.blur_radius = blur_radius
         self.hidden = conv_norm_relu(feature.channels, hidden_channels, kernel_size)
         self.regression = nn.Conv2d(hidden_channels, 1, 3, padding=1)
@@ -115,6 +118,7 @@ class NormalsHead(nn.Module):
     ) -> None:
         super().__init__()
         self.feature = feature
+        self.reads = (feature.name,)
         self.layer1 = conv_norm_relu(feature.channels, hidden_channels[0], 1)
         self.layer2 = conv_norm_relu(hidden_channels[0], hidden_channels[1], 3)
         self.output = nn.Conv2d(hidden_channels[1], 3, 1)
@@ -136,6 +140,7 @@ class BoundaryHead(nn.Module):
     def __init__(self, features: Sequence[FeatureInfo]) -> None:
         super().__init__()
         self.features = tuple(features)
+        self.reads = tuple(info.name for info in features)
         self.sides = nn.ModuleDict({info.name: nn.Conv2d(info.channels, 1, 1) for info in features})
         self.fuse = nn.Conv2d(len(self.features), 1, 1)
         nn.init.constant_(self.fuse.weight, 1 / len(self.features))

@@ -1,12 +1,12 @@
 """MultiScaleTrunk: one trunk on images of several sizes, weighted for each pixel."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from perfconv.models.augmentation import resized_images
-from perfconv.models.resnet import ResNet
+from perfconv.models.resnet import ResNet, features_of
 from perfconv.nn.dilation_pool import weighted_sum
 from perfconv.nn.scale_gate import ScaleGate
 
@@ -42,10 +42,10 @@ class MultiScaleTrunk(nn.Module):
         self.feature_info = trunk.feature_info
         self.gate = ScaleGate(self.feature_info[-1].channels, len(self.scales))
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, names: Collection[str] | None = None) -> dict[str, Tensor]:
         """The features of ``images`` (N, 3, H, W), as :class:`ResNet` returns them."""
         name = self.feature_info[-1].name
-        features = self.trunk(images)
+        features = features_of(self.trunk, images, names if names is None else {*names, name})
         single = features[name]
         maps = [
             single if scale == 1 else self._rescaled(images, scale, single) for scale in self.scales
@@ -53,9 +53,10 @@ class MultiScaleTrunk(nn.Module):
         return {**features, name: weighted_sum(maps, self.gate.logits(single).softmax(1))}
 
     def _rescaled(self, images: Tensor, scale: float, single: Tensor) -> Tensor:
+        name = self.feature_info[-1].name
         height, width = (max(1, round(side * scale)) for side in images.shape[2:])
         scaled = resized_images(images, (height, width), is_smaller=scale < 1)
-        found = self.trunk(scaled)[self.feature_info[-1].name]
+        found = features_of(self.trunk, scaled, (name,))[name]
         return F.interpolate(
             found, size=single.shape[2:], mode="bilinear", align_corners=False
         )  # (N, C, h, w)

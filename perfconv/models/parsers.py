@@ -9,9 +9,10 @@ from torch.utils._pytree import _register_namedtuple
 
 from perfconv.models.heads import blurred, upsample
 from perfconv.models.multi_scale import MultiScaleTrunk
-from perfconv.models.resnet import ResNet
+from perfconv.models.resnet import ResNet, features_of
 from perfconv.nn.depth_branch import DepthPrediction
 from perfconv.nn.depth_pool import DepthAwarePool
+from perfconv.nn.hooks import has_hooks
 from perfconv.nn.recurrent import RecurrentRefinement, merge
 
 
@@ -19,8 +20,9 @@ class SceneParser(nn.Module):
     """One trunk and a head for each task.
 
     Args:
-        trunk: returns features by name.
-        heads: by task; each takes the features and the size of the image.
+        trunk: returns features by name, those that are asked for.
+        heads: by task; each takes the features, those of ``reads`` if it has that, and the size of
+            the image.
     """
 
     def __init__(self, trunk: ResNet | MultiScaleTrunk, heads: Mapping[str, nn.Module]) -> None:
@@ -34,12 +36,22 @@ class SceneParser(nn.Module):
         "segmentation" (N, classes, H, W) logits, "log_depth" (N, 1, H, W), "normals" (N, 3, H, W)
         of length 1, "boundary" (N, 1, H, W) logits; in training "boundary_sides" too.
         """
-        features = self.trunk(images)
+        features = features_of(self.trunk, images, self._names_read())
         size = (images.size(2), images.size(3))
         found: dict[str, Tensor] = {}
         for head in self.heads.values():
             found.update(head(features, size))
         return found
+
+    def _names_read(self) -> list[str] | None:
+        """The features that the heads read; None for all, also where a hook may look at them."""
+        names: list[str] = []
+        for head in self.heads.values():
+            reads: Sequence[str] | None = getattr(head, "reads", None)
+            if reads is None or has_hooks(head):
+                return None
+            names += reads
+        return names
 
 
 class StageOutput(NamedTuple):
@@ -108,7 +120,7 @@ class DepthAwareParser(nn.Module):
                 builders' are given; for true depth.
         """
         size = (images.size(2), images.size(3))
-        features = self.trunk(images)
+        features = features_of(self.trunk, images, ("res5", "res6"))
         pooled = self.pool(features["res6"], depth, depth_features=features["res5"])
         logits = self.classifier(self.dropout(pooled.features))
         large = upsample(logits, self.stride, size)

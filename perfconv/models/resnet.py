@@ -4,13 +4,19 @@ The whole geometry of the output stride is in ``stage_geometry``; weights are re
 ``models/weights.py``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from perfconv.models.normalization import Normalization
 from perfconv.nn.batch_norm import freeze_statistics
+from perfconv.nn.dilation_pool import MultiDilationPool
+from perfconv.nn.gated_chain import steps_of
+from perfconv.nn.hooks import has_global_hooks, has_hooks
+from perfconv.nn.in_place import InPlaceBlock, added
 from perfconv.nn.layers import conv_norm_relu
 
 STEMS = ("7x7", "three_convs")
@@ -58,7 +64,7 @@ def stage_geometry(output_stride: int) -> list[StageGeometry]:
     return geometry
 
 
-class BasicBlock(nn.Module):
+class BasicBlock(InPlaceBlock):
     """3x3, 3x3 and a shortcut; without a 1x1, ``stride_in_1x1`` changes nothing."""
 
     expansion = 1
@@ -83,13 +89,14 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
         self.downsample = _projection(in_channels, width, stride)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, *, owns_input: bool = False) -> Tensor:
         shortcut = input if self.downsample is None else self.downsample(input)
         features = self.relu(self.bn1(self.conv1(input)))
-        return self.relu(self.bn2(self.conv2(features)) + shortcut)
+        branch = self.bn2(self.conv2(features))
+        return self.relu(added(shortcut, branch, owns_input and self.downsample is None))
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(InPlaceBlock):
     """1x1, 3x3, 1x1 and a shortcut."""
 
     expansion = 4
@@ -118,11 +125,18 @@ class Bottleneck(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.downsample = _projection(in_channels, out_channels, stride)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, *, owns_input: bool = False) -> Tensor:
         shortcut = input if self.downsample is None else self.downsample(input)
         features = self.relu(self.bn1(self.conv1(input)))
-        features = self.relu(self.bn2(self.conv2(features)))
-        return self.relu(self.bn3(self.conv3(features)) + shortcut)
+        features = self.bn2(self.conv2(features))
+        if not isinstance(self.conv2, MultiDilationPool):
+            features = self.relu(features)
+        elif torch.is_grad_enabled():
+            # Nothing of what a pool gives is below 0: only the slope at 0, for its gate. Its own
+            # gradient needs what it gave, so nothing is written over it.
+            features = F.relu(features)
+        branch = self.bn3(self.conv3(features))
+        return self.relu(added(shortcut, branch, owns_input and self.downsample is None))
 
 
 class ResNet(nn.Module):
@@ -217,18 +231,35 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         self._freeze()
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, names: Collection[str] | None = None) -> dict[str, Tensor]:
         """The features of ``images`` (N, 3, H, W), RGB in [0, 1], by name.
 
+        Args:
+            names: of the features that are asked for, None for all. The memory of the others is
+                free as soon as the next stage has read them.
+
         Returns:
-            (N, channels, ceil(H / stride), ceil(W / stride)) for each of ``feature_info``.
+            (N, channels, ceil(H / stride), ceil(W / stride)) for each of ``feature_info`` or of
+            ``names``.
+
+        Raises:
+            ValueError: there is no feature of such a name.
         """
+        known = [info.name for info in self.feature_info]
+        for name in names or ():
+            if name not in known:
+                raise ValueError(
+                    f"ResNet: names must be among {', '.join(known)}, got {name!r}. Choose of "
+                    "these, or build the trunk with res6_channels."
+                )
         features = self.maxpool(self.relu(self.bn1(self.conv1(self.normalization(images)))))
         found = {}
         for index, name in enumerate(STAGES):
-            features = self.get_submodule(f"layer{index + 1}")(features)
-            found[name] = features
-        if self.res6 is not None:
+            for step in steps_of(self.get_submodule(f"layer{index + 1}"), features):
+                features = step(features)
+            if names is None or name in names:
+                found[name] = features
+        if self.res6 is not None and (names is None or "res6" in names):
             found["res6"] = self.res6(features)
         return found
 
@@ -242,6 +273,14 @@ class ResNet(nn.Module):
         for name, module in self.named_modules():
             if name.startswith(self.frozen_norms):
                 freeze_statistics(module)
+
+
+def features_of(
+    trunk: nn.Module, images: Tensor, names: Collection[str] | None
+) -> dict[str, Tensor]:
+    """The features that somebody reads: ``names``, None for all; all too if a hook looks on."""
+    is_watched = has_hooks(trunk) or has_global_hooks()
+    return trunk(images) if names is None or is_watched else trunk(images, names)
 
 
 # Depth in the name: kind of block, and how many of them in res2 to res5.

@@ -6,12 +6,13 @@ from torch import Tensor, nn
 
 from perfconv.nn.batch_norm import has_statistics
 from perfconv.nn.block_structure import BlockStructure, Stage
+from perfconv.nn.in_place import InPlaceBlock
 from perfconv.nn.stage_conv import as_bool
 from perfconv.nn.stage_masks import stage_masks, stage_sizes
 from perfconv.ops.mask import ActivePixels
 
 
-class BlockLayers(nn.Module):
+class BlockLayers(InPlaceBlock):
     """What a gated block knows of its layers, whatever their names; says nothing of gates."""
 
     structure: BlockStructure

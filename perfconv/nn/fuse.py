@@ -39,8 +39,9 @@ def fuse(model: Model, *, inplace: bool = False) -> Model:
     With ``inplace`` gated blocks write their output into memory that they alone hold: an identity
     block into the output of the block before it in an ``nn.Sequential`` (which becomes a
     :class:`GatedChain`), a projection block into its shortcut. Inactive pixels are then not even
-    copied. Nothing is written into the model's input, a feature that leaves its ``nn.Sequential``,
-    or what a hook sees, and nothing while gradients are recorded.
+    copied. So do plain blocks of ``perfconv.models`` beside gated ones, such as one with a pool.
+    Nothing is written into the model's input, a feature that leaves its ``nn.Sequential``, or what
+    a hook sees, and nothing while gradients are recorded.
 
     Args:
         model: in eval mode; left as it is.

@@ -17,10 +17,11 @@ from perfconv.nn.batch_norm import (
 from perfconv.nn.block_layers import BlockLayers
 from perfconv.nn.block_structure import BlockStructure, NotResidual, Stage, block_structure, refusal
 from perfconv.nn.gate import BinaryGate, PixelGate
-from perfconv.nn.hooks import as_leaf, is_tapped
+from perfconv.nn.hooks import as_leaf, has_hooks, is_tapped
+from perfconv.nn.in_place import is_inference
 from perfconv.nn.stage_conv import as_bool, convolve, geometry, pack_of
 from perfconv.nn.whole_block import KeptStages, run_at_once, whole_block
-from perfconv.ops.autograd import is_eager, may_need_gradient
+from perfconv.ops.autograd import may_need_gradient
 from perfconv.ops.conv_into import perforated_conv2d_into
 from perfconv.ops.mask import ActivePixels, compact_mask
 
@@ -186,6 +187,10 @@ class GatedBlock(BlockLayers):
         hard = gate.hard if has_gradient else None
         may_overwrite = self._may_overwrite(owns_input)
         return self._sparse(input, shortcut, gate.mask, hard, masks, may_overwrite)
+
+    def is_watched(self) -> bool:
+        # Sparse execution calls no other layer that would see the input or the output.
+        return has_hooks(self) or is_tapped(self.gate)
 
     def given_mask(self, input: Tensor) -> Tensor:
         """The gate's mask for ``input``, by whatever way it decides."""
@@ -370,9 +375,7 @@ class GatedBlock(BlockLayers):
 
     def _may_overwrite(self, owns_input: bool) -> bool:
         """Whether the output may be written into the shortcut, in inference."""
-        if self.training or torch.is_grad_enabled():
-            return False
-        if not (torch.compiler.is_compiling() or is_eager()):
+        if self.training or not is_inference():
             return False
         projection = self.projection
         if projection is None:

@@ -20,8 +20,12 @@ def is_tapped(module: nn.Module | None) -> bool:
     """Whether ``module`` or a part of it has hooks, or there are hooks on every module."""
     if module is None:
         return False
-    has_global = not torch.compiler.is_compiling() and nn.modules.module._has_any_global_hook()
-    return has_global or _has_hooks_within(module)
+    return has_global_hooks() or _has_hooks_within(module)
+
+
+def has_global_hooks() -> bool:
+    """Whether there are hooks on every module."""
+    return not torch.compiler.is_compiling() and nn.modules.module._has_any_global_hook()
 
 
 def _has_hooks_within(module: nn.Module) -> bool:

@@ -9,12 +9,14 @@ from perfconv.nn.batch_norm import activate, folded, freeze_statistics, normaliz
 from perfconv.nn.conv import PerforatedConv2d
 from perfconv.nn.dilation_pool import MultiDilationPool
 from perfconv.nn.gate import BinaryGate, PixelGate
+from perfconv.nn.in_place import InPlaceBlock, added, is_inference
 from perfconv.nn.stage_conv import as_bool, pack_of
 from perfconv.ops.conv import perforated_conv2d
+from perfconv.ops.conv_into import perforated_conv2d_into
 from perfconv.ops.mask import ActivePixels
 
 
-class GatedPoolBottleneck(nn.Module):
+class GatedPoolBottleneck(InPlaceBlock):
     """The gate of a :class:`GatedBottleneck` on the block that holds a :class:`MultiDilationPool`.
 
     With I the input, G the gate's decision, P the pool with its BatchNorms and ReLUs:
@@ -68,8 +70,8 @@ class GatedPoolBottleneck(nn.Module):
         gate.pixel_macs = 9 * channels**2 + (self.conv3.weight.numel() if perforate_f3 else 0)
         self.train(block.training)
 
-    def forward(self, input: Tensor) -> Tensor:
-        """(N, C, H, W), the shape of ``input``."""
+    def forward(self, input: Tensor, *, owns_input: bool = False) -> Tensor:
+        """(N, C, H, W), the shape of ``input``; ``owns_input`` as in :class:`InPlaceBlock`."""
         active: Tensor | ActivePixels | None = None
         if not self.training:
             active = self.gate.active_pixels(input)
@@ -82,8 +84,21 @@ class GatedPoolBottleneck(nn.Module):
             active = gate.mask
         pooled = self.conv2(reduced, as_bool(active))
         if not self.perforate_f3:
-            return activate(input + self.bn3(self.conv3(pooled)), "relu")
+            return activate(added(input, self.bn3(self.conv3(pooled)), owns_input), "relu")
         weight, bias = folded(self.conv3, self.bn3)
+        pack = pack_of(self.conv3, weight)
+        may_overwrite = owns_input and not self.training and is_inference()
+        if may_overwrite and input.dtype == pooled.dtype == weight.dtype:
+            return perforated_conv2d_into(
+                input,
+                pooled,
+                weight,
+                active,
+                bias,
+                activation="relu",
+                adds_base=True,
+                packed_weight=pack,
+            )
         return perforated_conv2d(
             pooled,
             weight,
@@ -93,7 +108,7 @@ class GatedPoolBottleneck(nn.Module):
             base=input,
             residual=input,
             activation="relu",
-            packed_weight=pack_of(self.conv3, weight),
+            packed_weight=pack,
         )
 
     def _dense(self, input: Tensor, reduced: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
