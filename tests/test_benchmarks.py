@@ -106,8 +106,10 @@ def test_every_benchmark_has_quick_tasks_with_names_of_their_own():
 
 
 def test_an_unknown_benchmark(capsys):
-    with pytest.raises(SystemExit, match="no benchmark or level called nothing"):
-        main(["nothing"])
+    assert main(["nothing"]) == 2
+    assert "no benchmark or level called nothing. Benchmarks: machine" in capsys.readouterr().err
+    assert main(["table2", "--quick"]) == 2
+    assert "table2 has no such measurement in a quick run" in capsys.readouterr().err
     assert main(["conv", "--quick", "--filter", "nothing"]) == 2
     assert "has such a name. Names look like c64-64-1x30x40" in capsys.readouterr().err
 
@@ -173,6 +175,12 @@ def test_a_sweep_makes_only_problems_that_there_are():
     layers = [Problem(64, 64, 8, 8, groups=64), Problem(128, 128, 8, 8, groups=32)]
     found = [p for layer in layers for p in conv.swept(layer, {"channels": (64, 80)})]
     assert [(p.channels, p.groups) for p in found] == [(64, 64), (80, 80), (64, 32)]
+
+
+def test_ponder_maps_that_are_not_here(capsys, monkeypatch):
+    monkeypatch.setattr(command, "has_ponder_maps", lambda: False)
+    assert main(["conv", "--pattern", "ponder"]) == 2
+    assert "needs the weights of HED and a photo. Install them" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ import torch
 import perfconv
 from perfconv._bench import page, suite, tune
 from perfconv._bench.conv_case import BOUNDS
+from perfconv._bench.ponder import HOW, has_ponder_maps
 from perfconv._bench.problems import LISTS, PASSES, PATTERNS
 from perfconv._bench.results_file import ResultsError, ResultsFile
-from perfconv._bench.tasks import Options, run_tasks
+from perfconv._bench.tasks import Options, UsageError, run_tasks
 from perfconv._bench.timing import environment
 from perfconv._bench.timing_cuda import device_record
 
@@ -139,6 +140,8 @@ def why_not(arguments: argparse.Namespace) -> str | None:
             chosen = {b.name for b in suite.BENCHMARKS if {b.name, b.level} & {*arguments.names}}
             if chosen and not chosen & {*benchmarks}:
                 return f"--{name} is for {', '.join(benchmarks)}. Leave it out or name one of these"
+    if "ponder" in (arguments.pattern or ()) and not has_ponder_maps():
+        return f"pattern ponder needs the weights of HED and a photo. {HOW}"
     if arguments.report and arguments.output is None:
         return "--report reads a results file. Give --output"
     if arguments.before and not arguments.report:
@@ -167,7 +170,7 @@ def run(arguments: argparse.Namespace) -> int:
     before = torch.get_num_threads()
     try:
         return _run(arguments)
-    except ResultsError as error:
+    except (ResultsError, UsageError) as error:
         print(f"perfconv bench: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -184,14 +187,16 @@ def _run(arguments: argparse.Namespace) -> int:
         return run_tuning(arguments, options)
     chosen = suite.plan(tuple(arguments.names), options)
     tasks = [task for task in chosen if arguments.filter in task.problem]
-    if not tasks:
-        example = f" Names look like {chosen[0].problem}." if chosen else ""
-        print(
-            f"perfconv bench: nothing of {len(chosen)} measurements has such a name.{example} "
-            "Leave --filter or --modes out, or see --help.",
-            file=sys.stderr,
+    if not chosen:
+        raise UsageError(
+            f"{' '.join(arguments.names)} has no such measurement in a {options.scope} run. "
+            "Leave --quick and --modes out, or give --full."
         )
-        return 2
+    if not tasks:
+        raise UsageError(
+            f"nothing of {len(chosen)} measurements has such a name. Names look like "
+            f"{chosen[0].problem}. Leave --filter out, or see --help."
+        )
     head = environment() | {"settings": options.settings()}
     if arguments.device == "cuda":
         head |= device_record()

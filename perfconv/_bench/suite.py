@@ -16,7 +16,7 @@ from perfconv._bench import (
     table2,
     train_step,
 )
-from perfconv._bench.tasks import Options, Task
+from perfconv._bench.tasks import Options, Task, UsageError
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ def plan(wanted: tuple[str, ...], options: Options) -> list[Task]:
     """The tasks of these benchmarks or levels; without any, all that are not long."""
     unknown = set(wanted) - {*NAMES, *LEVELS}
     if unknown:
-        raise SystemExit(
-            f"perfconv bench: no benchmark or level called {', '.join(sorted(unknown))}. "
+        raise UsageError(
+            f"no benchmark or level called {', '.join(sorted(unknown))}. "
             f"Benchmarks: {', '.join(NAMES)}; levels: {', '.join(LEVELS)}."
         )
     return [

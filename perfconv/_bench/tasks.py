@@ -11,6 +11,10 @@ from perfconv._bench.results_file import ResultsFile
 from perfconv._bench.timing import commit
 
 
+class UsageError(Exception):
+    """A command line that cannot be; the text says what to do."""
+
+
 @dataclass(frozen=True)
 class Options:
     """What a run is asked for; a benchmark takes from it what concerns it."""
