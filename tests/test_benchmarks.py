@@ -465,7 +465,7 @@ def test_a_row_of_table_2(kind):
 @pytest.mark.slow
 def test_table_2_counts_from_the_reference():
     """Every gate open, 425x560, the authors' stride: spec 14's golden number."""
-    model = table2.make_network("pag", 1.0)
+    model = table2.make_network("pag")
     counted = perfconv.flops.count(model.to("meta"), torch.empty(1, 3, *table2.SIZE, device="meta"))
     assert counted.dense_macs == table2.REFERENCE_MACS
 
@@ -484,6 +484,22 @@ def test_a_network_is_measured(name):
 def test_every_builder_is_measured():
     made = {name for name in perfconv.models.__all__ if name.endswith(("resnet50", "resnet101"))}
     assert made - {"baseline_resnet50"} == set(networks.BUILDERS)
+
+
+def test_a_network_takes_the_masks_of_one_density_after_another():
+    model = perfconv.convert(torch.nn.Sequential(*[BasicBlock(8, 8) for _ in range(2)]).eval())
+    image = torch.rand(1, 8, 10, 12).to(memory_format=torch.channels_last)
+    pair = networks.Pair(model.requires_grad_(False), image)
+    counted = []
+    for density in (0.5, 0.9, 0.5):
+        fast = pair.at(density)
+        counted.append(perfconv.flops.count(fast, image).active_macs)
+    assert fast is pair.at(0.9)  # fused, and compiled, once
+    assert counted[0] == counted[2] < counted[1]
+    with torch.no_grad():
+        next(layer for layer in fast.modules() if isinstance(layer, torch.nn.Conv2d)).bias.add_(9)
+    with pytest.raises(AssertionError, match="the network to be timed is off"):
+        pair.at(0.5)
 
 
 def test_another_network_is_not_timed():

@@ -1,7 +1,7 @@
 """What timing a gated model needs: gates that open what they are told to, dense models folded."""
 
 import sys
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from statistics import median
 
 import torch
@@ -103,6 +103,7 @@ def check_near(what: str, found: Tensor, wanted: Tensor) -> None:
         raise AssertionError(f"{what} is off")
 
 
+@lru_cache(maxsize=2)  # a network at several densities is compiled once
 def compiled_network(model: nn.Module) -> nn.Module:
     """Through torch.compile, for the shapes of its first call.
 

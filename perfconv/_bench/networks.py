@@ -131,14 +131,26 @@ def check_same(model: nn.Module, other: nn.Module, image: Tensor) -> None:
         check_near(f"{type(model).__name__}: the network to be timed", own, value)
 
 
-def prepared(model: nn.Module, image: Tensor, density: float) -> nn.Module:
-    """The network as it is timed: gates given masks, fused; it must still do the same."""
-    model = model.to(image.device, image.dtype, memory_format=torch.channels_last)
-    if perfconv.gates(model):
-        give_masks(model, image, density)
-    fast = perfconv.fuse(copy.deepcopy(model), inplace=True)
-    check_same(model, fast, image)
-    return fast
+class Pair:
+    """A network, and fused as it is timed; both take the masks of one density after another.
+
+    One fused network for all densities: torch.compile takes longer than every call together.
+    """
+
+    def __init__(self, model: nn.Module, image: Tensor) -> None:
+        self.image = image
+        self.model = model.to(image.device, image.dtype, memory_format=torch.channels_last)
+        self.fast: nn.Module | None = None
+
+    def at(self, density: float) -> nn.Module:
+        """The fused network with these masks; it must still do the same."""
+        for model in filter(None, (self.model, self.fast)):
+            if perfconv.gates(model):
+                give_masks(model, self.image, density)
+        if self.fast is None:
+            self.fast = perfconv.fuse(copy.deepcopy(self.model), inplace=True)
+        check_same(self.model, self.fast, self.image)
+        return self.fast
 
 
 def give_masks(model: nn.Module, image: Tensor, density: float) -> None:
@@ -219,6 +231,12 @@ def versus(
     }
 
 
+@lru_cache(maxsize=1)
+def pair_of(name: str, baseline: str, size: tuple[int, int], device: str) -> Pair:
+    model = make_model(name)
+    return Pair(perfconv.convert(model) if name == baseline else model, timed_image(size, device))
+
+
 def measure(
     name: str,
     baseline: str,
@@ -227,10 +245,7 @@ def measure(
     options: Options,
     is_graph: bool = False,
 ) -> Iterator[dict]:
-    model = make_model(name)
-    if name == baseline:
-        model = perfconv.convert(model)
-    fast = prepared(model, timed_image(size, options.device), density)
+    fast = pair_of(name, baseline, size, options.device).at(density)
     found = versus(fast, baseline, size, options, is_graph)
     yield {"algorithm": "auto", "density": density, "pattern": "blobs", **found}
 

@@ -5,13 +5,13 @@ The paper has one FLOPs column for all three networks and no time (spec 5, 11).
 """
 
 from collections.abc import Iterator
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from torch import nn
 
 import perfconv
-from perfconv._bench.networks import prepared, timed_image, versus
+from perfconv._bench.networks import Pair, timed_image, versus
 from perfconv._bench.tasks import Options, Task
 from perfconv.models.builders import DROPPED
 
@@ -37,11 +37,12 @@ NOTES = (
 )
 
 
-def make_network(kind: str, density: float) -> nn.Module:
+def make_network(kind: str, dropped: tuple[str, ...] = ()) -> nn.Module:
+    """``dropped``: blocks of the truncated network."""
     torch.manual_seed(0)
     trunk = perfconv.models.resnet_trunk(50, stride_in_1x1=True)
     if kind == "truncated":
-        model = perfconv.models.truncated_resnet50(dropped=DROPPED.get(density, ()), trunk=trunk)
+        model = perfconv.models.truncated_resnet50(dropped=dropped, trunk=trunk)
     elif kind == "layer_skipping":
         model = perfconv.models.layer_skipping_resnet50(trunk=trunk)
     else:
@@ -49,11 +50,16 @@ def make_network(kind: str, density: float) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
+@lru_cache(maxsize=1)
+def pair_of(kind: str, dropped: tuple[str, ...], size: tuple[int, int], device: str) -> Pair:
+    return Pair(make_network(kind, dropped), timed_image(size, device))
+
+
 def measure(
     kind: str, density: float, size: tuple[int, int], options: Options, is_graph: bool = False
 ) -> Iterator[dict]:
-    image = timed_image(size, options.device)
-    fast = prepared(make_network(kind, density), image, density)
+    dropped = DROPPED.get(density, ()) if kind == "truncated" else ()
+    fast = pair_of(kind, dropped, size, options.device).at(density)
     found = versus(fast, "authors_resnet50", size, options, is_graph)
     paper_flops, paper_percent, paper_iou = PAPER[density]
     yield {
