@@ -181,11 +181,14 @@ def layer(**changes: object) -> dict:
 def test_the_answer_is_made_from_the_rows():
     peer = {"algorithm": "im2col_gemm", "is_same_function": True, "candidate_ms": 3.0}
     voxels = {"algorithm": "spconv", "is_same_function": False, "candidate_ms": 0.5}
+    voxels |= {"executed_share": 0.1}
     slower = {"speed_up": 0.8, "speed_up_low": 0.7, "speed_up_high": 0.9}
     rows = [
         layer(),
         layer(**peer),
         layer(**voxels),
+        layer(density=1.0, dtype="bfloat16", baseline_ms=5.0),
+        layer(**voxels | {"density": 1.0, "dtype": "bfloat16", "candidate_ms": 4.0}),
         layer(channels=512, out_channels=512, speed_up=3.0),
         layer(density=0.5, speed_up=1.5),
         layer(density=0.05, speed_up=9.0),  # not in the table, and no line of it is 0.1
@@ -204,7 +207,8 @@ def test_the_answer_is_made_from_the_rows():
     text = "\n".join(found.lines)
     assert "Dense bfloat16 takes 2.5 times as long" in text
     assert "masked im2col + GEMM, 1 of 1 problems) takes 3.00 times as long" in text
-    assert "where inactive inputs count as zero: it takes 0.50 times as long" in text
+    assert "spconv (another function), up to half of the pixels on 0.40 of its MACs: 0.50" in text
+    assert "At density 1, where both compute the same: 4.00 times as long as perfconv" in text
     assert (
         "Gated blocks, gates at densities below 1 (1 rows): the share of the dense time is +10"
         in text

@@ -12,6 +12,7 @@ from perfconv._bench.charts import METHODS
 from perfconv._bench.report import nearest_density, shape_name
 
 NETWORKS = ("resnet50", "networks", "parser")
+HALF = 0.51  # of the pixels, and what a mask of blobs has more
 LARGE = 64  # channels, from which on a 3x3 layer is one that the multiplications limit
 
 
@@ -108,21 +109,22 @@ def against_peers(layers: Sequence[dict], algorithm: str) -> Iterable[str]:
     """Every forward problem at a density up to a half: ours against the others of its rounds."""
     ratios: list[float] = []
     best: Counter[str] = Counter()
-    others: dict[str, list[float]] = {}
-    chosen = [row for row in layers if row["pass"] == "forward" and row["density"] <= 0.51]
-    for rows in grouped(chosen, lambda row: row["problem"]).values():
-        times = {row["algorithm"]: row["candidate_ms"] for row in rows}
+    others: dict[str, list[tuple[dict, dict]]] = {}
+    forward = [row for row in layers if row["pass"] == "forward"]
+    for rows in grouped(forward, lambda row: row["problem"]).values():
+        own = next((row for row in rows if row["algorithm"] == algorithm), None)
+        if own is None:
+            continue
         same = {
             row["algorithm"]: row["candidate_ms"] for row in rows if row.get("is_same_function")
         }
-        if algorithm in times and same:
+        if same and own["density"] < HALF:
             name = min(same, key=lambda name: same[name])
             best[name] += 1
-            ratios.append(same[name] / times[algorithm])
+            ratios.append(same[name] / own["candidate_ms"])
         for row in rows:
-            if algorithm in times and row.get("is_same_function") is False:
-                ratio = row["candidate_ms"] / times[algorithm]
-                others.setdefault(row["algorithm"], []).append(ratio)
+            if row.get("is_same_function") is False:
+                others.setdefault(row["algorithm"], []).append((row, own))
     if ratios:
         name, count = best.most_common(1)[0]
         yield (
@@ -130,13 +132,30 @@ def against_peers(layers: Sequence[dict], algorithm: str) -> Iterable[str]:
             f"often {METHODS[name]}, {count} of {len(ratios)} problems) takes {span(ratios)} times "
             f"as long as perfconv, median {median(ratios):.2f}."
         )
-    for name, found in others.items():
-        what = "a bare matrix product of equal M, N, K" if name == "matmul" else METHODS[name]
-        function = "" if name == "matmul" else ", where inactive inputs count as zero"
-        yield (
-            f"Against {what}{function}: it takes {span(found)} times as long as perfconv, median "
-            f"{median(found):.2f}, {len(found)} problems."
-        )
+    for name, pairs in others.items():
+        yield from against_another_function(name, pairs)
+
+
+def against_another_function(name: str, pairs: Sequence[tuple[dict, dict]]) -> Iterable[str]:
+    def times(chosen: Sequence[tuple[dict, dict]]) -> str:
+        found = [row["candidate_ms"] / own["candidate_ms"] for row, own in chosen]
+        return f"{span(found)} times as long as perfconv, median {median(found):.2f}"
+
+    half = [pair for pair in pairs if pair[1]["density"] < HALF]
+    if not half:
+        return
+    if name == "matmul":
+        yield f"A bare matrix product of equal M, N, K takes {times(half)} (up to half the pixels)."
+        return
+    shares = [
+        row["executed_share"] / row["density"] for row, _ in half if row.get("executed_share")
+    ]
+    work = f" on {span(shares)} of its MACs" if shares else ""
+    text = f"{METHODS[name]}, up to half of the pixels{work}: {times(half)}."
+    everything = [pair for pair in pairs if pair[1]["density"] > 0.99]
+    if everything:
+        text += f" At density 1, where both compute the same: {times(everything)}."
+    yield text
 
 
 def of_gated(rows: Sequence[dict], what: str) -> Iterable[str]:
@@ -153,7 +172,7 @@ def of_gated(rows: Sequence[dict], what: str) -> Iterable[str]:
 
 def without_gain(own: Sequence[dict], networks: Sequence[dict]) -> Iterable[str]:
     """Convolutions and networks that skip half of their pixels or more, and gain nothing."""
-    half = [row for row in own if row["density"] <= 0.51]
+    half = [row for row in own if row["density"] < HALF]
     none = grouped(
         [row for row in half if row["speed_up_high"] < 1],
         lambda row: f"{shape_name(row)} {row['pass']} {row['dtype']}",
