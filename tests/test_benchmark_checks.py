@@ -5,6 +5,7 @@ import importlib.util
 import sys
 import types
 from collections.abc import Callable
+from typing import ClassVar
 
 import pytest
 import torch
@@ -106,6 +107,8 @@ def test_the_compiled_peer_gives_the_same_as_dense():
 class FakeVoxels:
     """A voxel library of one layer, with spconv's names and its layout of the weight."""
 
+    threads: ClassVar[list[int]] = []  # of each call
+
     class SparseConvTensor:
         def __init__(self, features, places, size, batch):
             self.features, self.places, self.size, self.batch = features, places, size, batch
@@ -120,6 +123,7 @@ class FakeVoxels:
             self.options = {"padding": dilation * (kernel // 2), "dilation": dilation}
 
         def forward(self, voxels):
+            FakeVoxels.threads.append(torch.get_num_threads())
             image, y, x = voxels.places.long().T
             dense = torch.zeros(voxels.batch, voxels.features.size(1), *voxels.size)
             dense[image, :, y, x] = voxels.features
@@ -133,6 +137,7 @@ class FakeVoxels:
 @pytest.fixture
 def voxels(monkeypatch):
     """Both voxel libraries, as if they were installed."""
+    threads = torch.get_num_threads()
     peers.why_not_importable.cache_clear()
     for package in ("spconv", "spconv_triton"):
         for name in (package, f"{package}.pytorch"):
@@ -142,6 +147,7 @@ def voxels(monkeypatch):
             module.SparseConvTensor = FakeVoxels.SparseConvTensor
             monkeypatch.setitem(sys.modules, name, module)
     yield
+    torch.set_num_threads(threads)
     peers.why_not_importable.cache_clear()
 
 
@@ -151,6 +157,11 @@ def test_an_installed_voxel_library_is_a_peer(kernel, voxels, monkeypatch, capsy
     case = ConvCase(Problem(8, 16, 9, 7, kernel=kernel, dilation=2, batch=2))
     with torch.inference_mode():
         found = peers.peers_of(case, with_compile=False, is_captured=False)
+        torch.set_num_threads(2)  # of which the library gets one
+        monkeypatch.setattr(FakeVoxels, "threads", [])
+        peers.peers_of(case, with_compile=False, is_captured=False)["spconv"]()
+    assert FakeVoxels.threads == [1, 1]
+    assert torch.get_num_threads() == 2
     assert "spconv" in found
     assert "spconv_triton" not in found
     assert not peers.PEERS["spconv"].is_same_function

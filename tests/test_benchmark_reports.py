@@ -181,7 +181,7 @@ def layer(**changes: object) -> dict:
 def test_the_answer_is_made_from_the_rows():
     peer = {"algorithm": "im2col_gemm", "is_same_function": True, "candidate_ms": 3.0}
     voxels = {"algorithm": "spconv", "is_same_function": False, "candidate_ms": 0.5}
-    voxels |= {"executed_share": 0.1}
+    voxels |= {"executed_share": 0.1, "own_threads": 1}
     slower = {"speed_up": 0.8, "speed_up_low": 0.7, "speed_up_high": 0.9}
     rows = [
         layer(),
@@ -207,14 +207,17 @@ def test_the_answer_is_made_from_the_rows():
     text = "\n".join(found.lines)
     assert "Dense bfloat16 takes 2.5 times as long" in text
     assert "masked im2col + GEMM, 1 of 1 problems) takes 3.00 times as long" in text
-    assert "spconv (another function), up to half of the pixels on 0.40 of its MACs: 0.50" in text
+    assert (
+        "spconv (another function), in one thread, up to half of the pixels on 0.40 of its MACs: 0"
+        in text
+    )
     assert "At density 1, where both compute the same: 4.00 times as long as perfconv" in text
     assert (
         "Gated blocks, gates at densities below 1 (1 rows): the share of the dense time is +10"
         in text
     )
     assert (
-        "1 of 6 convolutions (32 to 32, 60x80, 3x3 dilation 1, 32 groups forward float32)" in text
+        "1 of 6 convolutions (forward float32: 32 to 32, 60x80, 3x3 dilation 1, 32 groups)" in text
     )
     assert "take longer than dense: a net" in text
     assert summary.answer([], "auto") == summary.Answer([], [], [])
@@ -272,6 +275,7 @@ def test_the_methods_with_what_they_take():
         {"algorithm": "auto", "overhead_us": 12.3},
     ]
     rows = [layer(), layer(algorithm="dense", left_out={"spconv": "ValueError: no"})]
+    rows.append(layer(threads=1, candidate_ms=9.0))
     auto, _dense, spconv, triton = page_module.methods(machine, rows, "auto")
     assert (auto["ms"], auto["speed_up"], auto["mebibytes"]) == ("1.00", "2.00x", "1.0")
     assert auto["overhead_us"] == "12.3"

@@ -99,6 +99,7 @@ def methods(machine: list[dict], layers: list[dict], algorithm: str) -> list[dic
         row["algorithm"]: row
         for row in layers
         if (row["problem"], row["pass"]) == (SWEPT.name, "forward")
+        and row.get("threads") == layers[0].get("threads")
     }
     calls = {row["algorithm"]: row["overhead_us"] for row in machine if "overhead_us" in row}
     about = {row["algorithm"]: row for row in machine if row.get("kind") == "peer"}

@@ -151,7 +151,8 @@ def against_another_function(name: str, pairs: Sequence[tuple[dict, dict]]) -> I
         row["executed_share"] / row["density"] for row, _ in half if row.get("executed_share")
     ]
     work = f" on {span(shares)} of its MACs" if shares else ""
-    text = f"{METHODS[name]}, up to half of the pixels{work}: {times(half)}."
+    threads = ", in one thread" if half[0][0].get("own_threads") == 1 else ""
+    text = f"{METHODS[name]}{threads}, up to half of the pixels{work}: {times(half)}."
     everything = [pair for pair in pairs if pair[1]["density"] > 0.99]
     if everything:
         text += f" At density 1, where both compute the same: {times(everything)}."
@@ -173,16 +174,17 @@ def of_gated(rows: Sequence[dict], what: str) -> Iterable[str]:
 def without_gain(own: Sequence[dict], networks: Sequence[dict]) -> Iterable[str]:
     """Convolutions and networks that skip half of their pixels or more, and gain nothing."""
     half = [row for row in own if row["density"] < HALF]
-    none = grouped(
-        [row for row in half if row["speed_up_high"] < 1],
-        lambda row: f"{shape_name(row)} {row['pass']} {row['dtype']}",
-    )
+    slower = [row for row in half if row["speed_up_high"] < 1]
     if half:
         count = len({row["problem"] + row["pass"] for row in half})
-        listed = "; ".join(none) or "none"
+        shapes = grouped(slower, lambda row: f"{row['pass']} {row['dtype']}")
+        listed = "; ".join(
+            f"{name}: {' / '.join(dict.fromkeys(map(shape_name, rows)))}"
+            for name, rows in shapes.items()
+        )
         yield (
             f"Slower than dense, beyond the quartiles, at half of the pixels or less: "
-            f"{sum(map(len, none.values()))} of {count} convolutions ({listed})."
+            f"{len(slower) or 'none'} of {count} convolutions{f' ({listed})' * bool(listed)}."
         )
     lost = [row for row in networks if row["speed_up_high"] < 1 and row["flops_ratio"] < 0.99]
     if lost:
