@@ -150,9 +150,9 @@ def against_another_function(name: str, pairs: Sequence[tuple[dict, dict]]) -> I
     shares = [
         row["executed_share"] / row["density"] for row, _ in half if row.get("executed_share")
     ]
-    work = f" on {span(shares)} of its MACs" if shares else ""
+    work = f" on {span(shares)} of the MACs that perfconv does" if shares else ""
     threads = ", in one thread" if half[0][0].get("own_threads") == 1 else ""
-    text = f"{METHODS[name]}{threads}, up to half of the pixels{work}: {times(half)}."
+    text = f"{METHODS[name]}{threads}: {times(half)}{work} (up to half the pixels)."
     everything = [pair for pair in pairs if pair[1]["density"] > 0.99]
     if everything:
         text += f" At density 1, where both compute the same: {times(everything)}."
