@@ -203,6 +203,39 @@ __global__ void __launch_bounds__(128) tf32_products(const uint4* a, const uint4
 #endif
 }
 
+// Four blocks of a warp in one cluster. in: four words a lane and block, (block * 4 + word); every
+// lane takes those of the next lane in the next block.
+constexpr unsigned kClusterBlocks = 4;
+__global__ void cluster_exchange(const uint32_t* in, uint32_t* out) {
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  __shared__ __align__(16) uint32_t rows[32][4];
+  const auto rank = static_cast<int>(ptx::cluster_rank());
+  for (int w = 0; w < 4; ++w) rows[threadIdx.x][w] = word(in, rank * 4 + w);
+  ptx::sync_cluster();
+  const uint32_t there = ptx::address_in_cluster(ptx::shared_address(rows[(threadIdx.x + 1) % 32]),
+                                                 (rank + 1) % ptx::cluster_blocks());
+  const float4 values = ptx::load_from_cluster(there);
+  ptx::sync_cluster();
+  word(out, rank * 4) = __float_as_uint(values.x);
+  word(out, rank * 4 + 1) = __float_as_uint(values.y);
+  word(out, rank * 4 + 2) = __float_as_uint(values.z);
+  word(out, rank * 4 + 3) = __float_as_uint(values.w);
+#endif
+}
+
+cudaError_t run_cluster(const Arguments& a) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {kClusterBlocks, 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(kClusterBlocks);
+  config.blockDim = dim3(32);
+  config.stream = a.stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, cluster_exchange, a.at<uint32_t>(0), a.at<uint32_t>(1));
+}
+
 using ProductsKernel = void (*)(const uint4*, const uint4*, float*);
 cudaError_t run_products_kernel(ProductsKernel kernel, int columns, const Arguments& a) {
   const int bytes = (64 + columns) * 128;
@@ -241,6 +274,7 @@ const Feature kList[] = {
     {"copy_8_part", run<copy_part<8>>},
     {"copy_16_part", run<copy_part<16>>},
     {"bulk_copies", run<bulk_copies>},
+    {"cluster_exchange", run_cluster},
     {"round_to_tf32", run<rounding>},
     {"shuffles_32", run<shuffles<32>>},
     {"shuffles_16", run<shuffles<16>>},

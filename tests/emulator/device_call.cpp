@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "cuda/planner.h"
 #include "emulator_api.h"
 
 namespace perfconv::cuda {
@@ -100,6 +101,7 @@ DeviceCall::DeviceCall(const char* op, const Tensor& reference)
   check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0));
   check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, 0));
   context_.compute_capability = 10 * major + minor;
+  context_.may_take_clusters = may_take_clusters();
   context_.stream = reinterpret_cast<cudaStream_t>(uintptr_t{0x57EA4});  // recognisable in the log
 }
 

@@ -254,6 +254,14 @@ def test_bulk_copies(kernels: Features | DeviceFeatures) -> None:
     assert np.array_equal(run(kernels, "bulk_copies", given, 4), wanted)
 
 
+def test_cluster_exchange(kernels: Features | DeviceFeatures) -> None:
+    if isinstance(kernels, DeviceFeatures) and torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("built for compute capability 9.0")
+    given = random_words(4, 16, LANES) & np.uint32(0xBFFFFFFF)  # no NaN: they pass as floats
+    wanted = np.roll(np.roll(given, -4, 0), -1, 1)
+    assert np.array_equal(run(kernels, "cluster_exchange", given, 16), wanted)
+
+
 def test_rounding_to_tf32(kernels: Features | DeviceFeatures) -> None:
     given = random_words(7, 1, LANES) & np.uint32(0xBFFFFFFF)  # finite
     given[0, :3] = [0x3F801000, 0x3F800FFF, 0xBF803000]  # ties and less

@@ -35,9 +35,31 @@ void Accessor::outside(const char* what, int lane, uint64_t address, size_t byte
   x_.fail(text, lane, FaultKind::kIllegalAddress);
 }
 
-char* Accessor::shared(int lane, uint64_t address, size_t bytes) {
-  address = static_cast<uint32_t>(address);
-  const Block& block = *x_.block;
+// The block may exit only after this access, and must have started before it.
+void Accessor::visit(Block* block, int lane) {
+  const std::string name = "shared memory of block " + std::to_string(block->number);
+  if (block->alive == 0) x_.fail("access to the " + name + ", which has exited", lane);
+  if (!is_checked_) return;
+  const Actor& self = actor(lane);
+  if (!self.clocks->has_met(self.warp, lane, block->number)) {
+    x_.fail("access to the " + name + ", which may not have started: no cluster barrier before",
+            lane);
+  }
+  block->visits[self.warp_id][static_cast<size_t>(lane)] = self.clock;
+}
+
+char* Accessor::cluster(int lane, uint64_t address, size_t bytes) {
+  const auto narrow = static_cast<uint32_t>(address);
+  const uint32_t rank = narrow >> kRankShift;
+  if (rank == 0) return shared(lane, narrow, bytes);
+  const auto& blocks = x_.block->cluster->blocks;
+  if (rank > blocks.size()) outside("cluster's shared", lane, address, bytes);
+  Block& block = *blocks[rank - 1];
+  if (&block != x_.block) visit(&block, lane);
+  return shared_of(block, lane, narrow & kOwnAddress, bytes);
+}
+
+char* Accessor::shared_of(const Block& block, int lane, uint64_t address, size_t bytes) {
   if (!is_in_shared(block, address, bytes)) outside("shared", lane, address, bytes);
   if (is_checked_) {
     const Place place = shared_place(block);

@@ -7,7 +7,8 @@
 
 namespace emulator {
 
-enum class Space { kGeneric, kShared, kLocal };  // global addresses are generic ones
+// Global addresses are generic ones. kCluster: shared memory of any block of the cluster.
+enum class Space { kGeneric, kShared, kLocal, kCluster };
 enum class AccessKind { kRead, kWrite };
 
 // The addresses of an instruction's lanes, from i.a and i.offset.
@@ -34,9 +35,13 @@ class Accessor {
     if (address % bytes != 0) misaligned(lane, address, bytes);
     if constexpr (kSpace == Space::kShared) return shared(lane, address, bytes);
     if constexpr (kSpace == Space::kLocal) return local(lane, address, bytes);
+    if constexpr (kSpace == Space::kCluster) return cluster(lane, address, bytes);
     return generic(lane, address, bytes);
   }
-  char* shared(int lane, uint64_t address, size_t bytes);
+  char* shared(int lane, uint64_t address, size_t bytes) {
+    return shared_of(*x_.block, lane, static_cast<uint32_t>(address), bytes);
+  }
+  char* cluster(int lane, uint64_t address, size_t bytes);
   char* generic(int lane, uint64_t address, size_t bytes);
   char* local(int lane, uint64_t address, size_t bytes);
   const Actor& actor(int lane) {
@@ -45,6 +50,8 @@ class Accessor {
   }
 
  private:
+  char* shared_of(const Block& block, int lane, uint64_t address, size_t bytes);
+  void visit(Block* block, int lane);
   char* find_local(int lane, uint64_t address, size_t bytes) const;
   [[noreturn]] void misaligned(int lane, uint64_t address, size_t bytes) const;
   [[noreturn]] void outside(const char* what, int lane, uint64_t address, size_t bytes) const;
@@ -64,6 +71,12 @@ inline bool is_in_shared(const Block& block, uint64_t address, size_t bytes) {
   }
   return false;
 }
+
+// Addresses in the shared memory of a block of the cluster, as mapa makes them: the rank, counted
+// from one, above the address in its block. Without a rank they are the own block's.
+constexpr int kRankShift = 24;
+constexpr uint32_t kOwnAddress = (1u << kRankShift) - 1;
+
 inline Place shared_place(const Block& block) {
   return {"shared memory", block.shadow == nullptr ? 0 : block.shadow->bytes()};
 }

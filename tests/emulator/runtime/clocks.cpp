@@ -76,9 +76,29 @@ void BlockClocks::learn(ThreadClocks* thread, const Clocks& clocks) {
   is_simple_ = false;
 }
 
-bool BlockClocks::knows_engine(int warp, int lane, uint32_t clock) const {
+bool BlockClocks::has_met(int warp, int lane, uint32_t block) const {
+  const auto& foreign = threads_[thread_index(warp, lane)].foreign;
+  return foreign != nullptr && foreign->contains(block);
+}
+
+bool BlockClocks::any_knows(uint32_t access_clock, uint32_t access_warp, int access_lane) const {
+  for (size_t i = 0; i < threads_.size(); ++i) {
+    const int warp = static_cast<int>(i) / kLanes;
+    const int lane = static_cast<int>(i) % kLanes;
+    if (knows(warp, lane, access_clock, access_warp, access_lane)) return true;
+  }
+  return false;
+}
+
+bool BlockClocks::knows_engine(int warp, int lane, uint32_t clock, uint32_t block) const {
+  const ThreadClocks& self = threads_[thread_index(warp, lane)];
+  if (block != block_) {
+    if (!has_met(warp, lane, block)) return false;
+    const Clocks& there = self.foreign->at(block)->threads;
+    return !there.empty() && there.back() >= clock;
+  }
   if (clock <= engine_floor_) return true;
-  const Clocks& known = threads_[thread_index(warp, lane)].threads;
+  const Clocks& known = self.threads;
   return !known.empty() && known.back() >= clock;
 }
 

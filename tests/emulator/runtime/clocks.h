@@ -81,7 +81,8 @@ class BlockClocks {
     const Clocks& known = threads_[thread_index(warp, lane)].threads;
     return !known.empty() && known[thread_index(other, access_lane)] >= access_clock;
   }
-  bool knows_engine(int warp, int lane, uint32_t clock) const;
+  // Of the bulk copy engine of a block, which may be another one.
+  bool knows_engine(int warp, int lane, uint32_t clock, uint32_t block) const;
 
   // ---- what orders accesses
   void barrier_of_all();
@@ -96,6 +97,10 @@ class BlockClocks {
   void acquire(int warp, int lane, const Published& published);
   void fence(int warp, int lane, bool is_block_only);
   void proxy_fence(int warp, int lane);
+  // Whether a thread knows anything of another block: only then has that one surely started.
+  bool has_met(int warp, int lane, uint32_t block) const;
+  // Whether any thread knows of an access.
+  bool any_knows(uint32_t access_clock, uint32_t access_warp, int access_lane) const;
   // Whether the writer of an access, or the warp that reads it as lane 0, has fenced since.
   bool is_proxy_fenced(int reader_warp, uint32_t access_clock, uint32_t access_warp,
                        int access_lane) const;

@@ -17,6 +17,16 @@ Kernel* find_kernel(Device& device, const void* stub, const char* caller) {
   return nullptr;
 }
 
+// Blocks of a cluster, along x.
+unsigned cluster_of(const cudaLaunchConfig_t& config) {
+  unsigned blocks = 1;
+  for (unsigned a = 0; a < config.numAttrs; ++a) {
+    if (config.attrs[a].id != cudaLaunchAttributeClusterDimension) continue;
+    blocks = config.attrs[a].val.clusterDim.x;
+  }
+  return blocks;
+}
+
 }  // namespace
 
 extern "C" {
@@ -79,16 +89,17 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* st
   for (unsigned a = 0; a < config->numAttrs; ++a) {
     const cudaLaunchAttribute& attribute = config->attrs[a];
     const auto& cluster = attribute.val.clusterDim;
-    if (attribute.id == cudaLaunchAttributeClusterDimension &&
-        cluster.x * cluster.y * cluster.z != 1) {
-      return device.fail(cudaErrorNotSupported, "thread-block clusters are not emulated");
+    if (attribute.id == cudaLaunchAttributeClusterDimension && cluster.y * cluster.z != 1) {
+      return device.fail(cudaErrorNotSupported, "only clusters along x are emulated");
     }
     if (attribute.id == cudaLaunchAttributeCooperative && attribute.val.cooperative != 0) {
       return device.fail(cudaErrorNotSupported, "cooperative launches are not emulated");
     }
   }
-  return emulator::launch(
-      stub, {config->gridDim, config->blockDim, config->dynamicSmemBytes, config->stream}, args);
+  return emulator::launch(stub,
+                          {config->gridDim, config->blockDim, config->dynamicSmemBytes,
+                           config->stream, cluster_of(*config)},
+                          args);
 }
 
 // ---- errors ------------------------------------------------------------------------------------
@@ -201,6 +212,19 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, 
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void* stub,
                                                           int threads, size_t bytes) {
   return cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(blocks, stub, threads, bytes, 0);
+}
+
+// All multiprocessors count as neighbours.
+cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void* stub,
+                                           const cudaLaunchConfig_t* config) {
+  int blocks = 0;
+  const unsigned threads = config->blockDim.x * config->blockDim.y * config->blockDim.z;
+  const cudaError_t error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+      &blocks, stub, static_cast<int>(threads), config->dynamicSmemBytes);
+  if (error != cudaSuccess) return error;
+  *clusters = blocks * Device::get().options.multiprocessors /
+              static_cast<int>(std::max(cluster_of(*config), 1u));
+  return cudaSuccess;
 }
 
 cudaError_t cudaGetDevice(int* number) {

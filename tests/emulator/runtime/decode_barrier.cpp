@@ -1,4 +1,7 @@
-// Barriers of the block: bar / barrier .sync, .arrive and .red, with and without thread counts.
+// Barriers of the block: bar / barrier .sync, .arrive and .red, with and without thread counts; and
+// the barrier of the cluster.
+#include <utility>
+
 #include "runtime/decode.h"
 #include "runtime/ops.h"
 
@@ -71,11 +74,77 @@ void run_barrier(Execution& x, const Instruction& i) {
   if (barrier.arrived == expected) complete(x, &barrier, expected, is_for_all);
 }
 
+// ---- of the cluster
+
+enum ClusterOption { kRelaxed = 1 };
+
+void run_cluster_arrive(Execution& x, const Instruction& i) {
+  Warp& warp = *x.warp;
+  if ((x.mask & (warp.cluster_arrived | warp.cluster_passed)) != 0) {
+    x.fail("arrives at the cluster's barrier again without having waited");
+  }
+  Cluster& cluster = *x.block->cluster;
+  ++x.machine.counters.barriers;
+  if (x.machine.options.race && i.option != kRelaxed) {
+    for_each_lane(x.mask, [&](int lane) {
+      cluster.barrier.pending.merge(x.block->clocks->publish(warp.index, lane, false));
+    });
+  }
+  warp.cluster_arrived |= x.mask;
+  cluster.barrier.arrived += std::popcount(x.mask);
+  end_cluster_phase(x.machine, &cluster);
+  x.yield();
+}
+
+void pass(const Machine& machine, const Published& published, Warp* warp, LaneMask lanes) {
+  warp->cluster_passed &= ~lanes;
+  if (!machine.options.race) return;
+  for_each_lane(lanes,
+                [&](int lane) { warp->block->clocks->acquire(warp->index, lane, published); });
+}
+
+void run_cluster_wait(Execution& x, const Instruction& i) {
+  Warp& warp = *x.warp;
+  if ((x.mask & ~(warp.cluster_arrived | warp.cluster_passed)) != 0) {
+    x.fail("waits at the cluster's barrier without having arrived");
+  }
+  auto& barrier = x.block->cluster->barrier;
+  pass(x.machine, barrier.complete, &warp, x.mask & warp.cluster_passed);
+  const LaneMask waiting = x.mask & warp.cluster_arrived;
+  if (waiting == 0) return;
+  barrier.waiters.push_back({&warp, waiting, x.frame, &i});
+  x.block_lanes(waiting);
+}
+
+void decode_cluster_barrier(const ptx::Statement& s, Instruction* i) {
+  i->run = s.has("arrive") ? run_cluster_arrive : run_cluster_wait;
+  i->option = s.has("relaxed") ? kRelaxed : 0;
+}
+
 }  // namespace
+
+void end_cluster_phase(const Machine& machine, Cluster* cluster) {
+  auto& barrier = cluster->barrier;
+  if (barrier.arrived == 0 || barrier.arrived != cluster->alive()) return;
+  barrier.arrived = 0;
+  barrier.complete = std::exchange(barrier.pending, {});
+  for (const auto& block : cluster->blocks) {
+    for (const auto& warp : block->warps) {
+      warp->cluster_passed |= std::exchange(warp->cluster_arrived, 0);
+    }
+  }
+  for (const BarrierWaiter& waiter : std::exchange(barrier.waiters, {})) {
+    pass(machine, barrier.complete, waiter.warp, waiter.lanes);
+    waiter.warp->ready |= waiter.lanes;
+  }
+}
 
 bool decode_barrier(Decoder& decoder, const ptx::Statement& s, Instruction* i) {
   if (s.parts[0] != "bar" && s.parts[0] != "barrier") return false;
-  if (s.has("cluster")) throw Unsupported{"clusters"};
+  if (s.has("cluster")) {
+    decode_cluster_barrier(s, i);
+    return true;
+  }
   i->run = run_barrier;
   size_t operand = 0;
   size_t last = s.operands.size();

@@ -83,6 +83,9 @@ void exit_lanes(Execution& x, LaneMask lanes) {
   x.group &= ~lanes;
   if (x.group == 0) x.reschedule();
   x.block->alive -= std::popcount(lanes);
+  x.block->cluster->barrier.arrived -= std::popcount(lanes & x.warp->cluster_arrived);
+  x.warp->cluster_arrived &= ~lanes;
+  end_cluster_phase(x.machine, x.block->cluster);
   recheck_gatherings(x.warp);
 }
 

@@ -89,6 +89,18 @@ void run_same_address(Execution& x, const Instruction& i) {
   unary<uint64_t, uint64_t>(x, i, [](uint64_t a) { return a; });
 }
 
+// The address in the block of a rank that stands where one stands in this block.
+void run_map_address(Execution& x, const Instruction& i) {
+  const uint32_t* rank = x.at<uint32_t>(i.b);
+  const auto blocks = static_cast<uint32_t>(x.block->cluster->blocks.size());
+  for_each_lane(x.mask, [&](int lane) {
+    if (rank[lane] >= blocks) x.fail("mapa: no block of that rank in the cluster", lane);
+  });
+  binary<uint32_t, uint32_t, uint32_t>(x, i, [](uint32_t address, uint32_t of) {
+    return (address & kOwnAddress) | (of + 1) << kRankShift;
+  });
+}
+
 void run_isspacep(Execution& x, const Instruction& i) {
   const uint64_t* a = x.at<uint64_t>(i.a);
   const Block& block = *x.block;
@@ -140,14 +152,19 @@ bool names_shared(const ptx::Statement& s) {
 void decode_load_store(Decoder& decoder, const ptx::Statement& s, Instruction* i) {
   const bool is_load = s.parts[0] == "ld";
   const ptx::Type type = first_type(s);
-  if (names_shared(s)) {
+  if (s.has("async")) throw Unsupported{"asynchronous store"};
+  const Ordering ordering = Ordering::of(s, {});
+  if (s.has("shared::cluster")) {
+    if (ordering.is_strong) throw Unsupported{"ordered access to the cluster's shared memory"};
+    i->run = is_load ? load_handler<Space::kCluster>(type) : store_handler<Space::kCluster>(type);
+  } else if (names_shared(s)) {
     i->run = is_load ? load_handler<Space::kShared>(type) : store_handler<Space::kShared>(type);
   } else if (s.has("local")) {
     i->run = is_load ? load_handler<Space::kLocal>(type) : store_handler<Space::kLocal>(type);
   } else {
     i->run = is_load ? load_handler<Space::kGeneric>(type) : store_handler<Space::kGeneric>(type);
   }
-  i->option = Ordering::of(s, {}).encode();
+  i->option = ordering.encode();
   decoder.address(s.operands.at(is_load ? 1 : 0));
   const ptx::Operand& values = s.operands.at(is_load ? 0 : 1);
   const bool is_vector = values.kind == ptx::Operand::Kind::kVector;
@@ -193,6 +210,12 @@ bool decode_memory(Decoder& decoder, const ptx::Statement& s, Instruction* i) {
     decode_load_store(decoder, s, i);
   } else if (opcode == "cvta") {
     decode_cvta(decoder, s, i);
+  } else if (opcode == "mapa") {
+    if (!s.has("shared::cluster") || !s.has("u32")) throw Unsupported{"state space"};
+    i->run = run_map_address;
+    i->d = decoder.result(s.operands.at(0), 32);
+    i->a = decoder.source(s.operands.at(1), 32);
+    i->b = decoder.source(s.operands.at(2), 32);
   } else if (opcode == "fence" || opcode == "membar") {
     decode_fence(s, i);
   } else if (opcode == "isspacep") {

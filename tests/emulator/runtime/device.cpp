@@ -34,7 +34,7 @@ std::string describe(const LaunchConfig& config) {
   std::snprintf(text, sizeof text, "grid %u,%u,%u block %u,%u,%u dynamic %zu stream %p",
                 config.grid.x, config.grid.y, config.grid.z, config.block.x, config.block.y,
                 config.block.z, config.dynamic_bytes, static_cast<void*>(config.stream));
-  return text;
+  return config.cluster == 1 ? text : text + (" cluster " + std::to_string(config.cluster));
 }
 
 // What a real device would refuse.
@@ -51,6 +51,15 @@ cudaError_t check_config(Device& device, const Kernel& kernel, const Function& f
     return device.fail(cudaErrorInvalidValue, "block larger than __launch_bounds__ (" +
                                                   std::to_string(function.max_threads) +
                                                   "): " + describe(config));
+  }
+  if (config.cluster > 1 && device.options.compute_capability < 90) {
+    return device.fail(cudaErrorNotSupported, "clusters before capability 9.0");
+  }
+  if (config.cluster == 0 || config.cluster > kMostClusterBlocks || grid.x % config.cluster != 0) {
+    return device.fail(cudaErrorInvalidClusterSize,
+                       "more than eight blocks in a cluster, or a grid that is not made of whole "
+                       "ones: " +
+                           describe(config));
   }
   const size_t shared = config.dynamic_bytes + function.static_shared_bytes;
   const size_t limit =
@@ -72,6 +81,7 @@ void run(Device& device, const Function& function, const LaunchConfig& config, v
       .grid = {config.grid.x, config.grid.y, config.grid.z},
       .block = {config.block.x, config.block.y, config.block.z},
       .dynamic_shared_bytes = static_cast<uint32_t>(config.dynamic_bytes),
+      .cluster_blocks = config.cluster,
       .params = std::vector<char>(function.param_bytes),
       .options = device.options,
       .counters = device.counters,

@@ -19,6 +19,7 @@ namespace emulator {
 constexpr size_t kSharedOptIn = 232448;   // bytes a block may opt in to
 constexpr size_t kSharedDefault = 49152;  // and without
 constexpr size_t kSharedOfMultiprocessor = 233472;
+constexpr unsigned kMostClusterBlocks = 8;  // that every device allows
 
 // One fat binary: usually one source file.
 class Image {
@@ -73,6 +74,7 @@ struct LaunchConfig {
   dim3 block;
   size_t dynamic_bytes = 0;
   cudaStream_t stream = nullptr;
+  unsigned cluster = 1;  // blocks, along x
 };
 
 struct Device {

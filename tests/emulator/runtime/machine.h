@@ -23,6 +23,7 @@
 namespace emulator {
 
 struct Block;
+struct Cluster;
 struct Machine;
 
 struct Dim3 {
@@ -94,6 +95,10 @@ struct Warp {
   std::array<const Instruction*, kLanes> here{};  // what a lane that is not ready waits at
   std::array<AsyncCopies, kLanes> copies;
   std::unique_ptr<WgmmaState> wgmma;
+  // Lanes that have arrived at the cluster's barrier, in an open phase or in one that has ended,
+  // and have not waited yet.
+  LaneMask cluster_arrived = 0;
+  LaneMask cluster_passed = 0;
   bool has_yielded = false;
 };
 
@@ -114,6 +119,8 @@ struct Barrier {
 };
 
 struct Block {
+  Cluster* cluster;
+  uint32_t rank;  // in the cluster
   Dim3 index;
   uint32_t number;  // in the grid, x fastest
   int slot;
@@ -130,7 +137,30 @@ struct Block {
   };
   std::unordered_map<uint32_t, MbarrierMeetings> mbarriers;  // by address
   std::unordered_map<const void*, PublishedPtr> flags;       // in shared memory
+  // When threads of other blocks last accessed this one's shared memory: clocks of lanes, by warp.
+  std::unordered_map<uint32_t, std::array<uint32_t, kLanes>> visits;
+  bool has_ended = false;
 };
+
+// Blocks that run together and reach each other's shared memory: a single one where the launch
+// names no clusters.
+struct Cluster {
+  std::vector<std::unique_ptr<Block>> blocks;  // by rank
+  struct {
+    int arrived = 0;
+    Published pending, complete;
+    std::vector<BarrierWaiter> waiters;
+  } barrier;
+
+  int alive() const {
+    int result = 0;
+    for (const auto& block : blocks) result += block->alive;
+    return result;
+  }
+};
+
+// Ends the phase of the cluster's barrier if all threads that have not exited have arrived.
+void end_cluster_phase(const Machine& machine, Cluster* cluster);
 
 // A cp.async.bulk on its way, or an arrival that waits for copies; run() completes it.
 struct BulkCopy {
@@ -145,6 +175,7 @@ struct Machine {
   Dim3 grid;
   Dim3 block;
   uint32_t dynamic_shared_bytes;
+  uint32_t cluster_blocks;
   std::vector<char> params;
   const Options& options;
   Counters& counters;
@@ -155,7 +186,7 @@ struct Machine {
   ScheduleMode mode;
   uint64_t spins = 0;
   uint64_t instructions = 0;
-  std::vector<std::unique_ptr<Block>> resident;
+  std::vector<std::unique_ptr<Cluster>> resident;
   std::vector<BulkCopy> engine;                         // not yet done
   std::unordered_map<const void*, PublishedPtr> flags;  // what global memory locations publish
 };

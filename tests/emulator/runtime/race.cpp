@@ -53,7 +53,8 @@ bool knows_last_write(const Cell& cell, const Access& access) {
     case CellState::kUntouched:
       return true;
     case CellState::kBulk:
-      return actor.clocks->knows_engine(actor.warp, actor.lane, cell.write_clock);
+      return actor.clocks->knows_engine(actor.warp, actor.lane, cell.write_clock,
+                                        cell.write_warp / kLanes);
     case CellState::kAtomic:
       if (access.strength == Strength::kStrong) return true;
       [[fallthrough]];

@@ -52,9 +52,11 @@ void start_shared_memory(Machine& machine, Block* block) {
   if (machine.options.race) block->shadow = std::make_unique<Shadow>(bytes, true);
 }
 
-std::unique_ptr<Block> start_block(Machine& machine, uint64_t number, int slot) {
+std::unique_ptr<Block> start_block(Machine& machine, Cluster* cluster, uint64_t number, int slot) {
   auto block = std::make_unique<Block>();
   const Dim3& grid = machine.grid;
+  block->cluster = cluster;
+  block->rank = static_cast<uint32_t>(cluster->blocks.size());
   block->number = static_cast<uint32_t>(number);
   block->index = {static_cast<uint32_t>(number % grid.x),
                   static_cast<uint32_t>(number / grid.x % grid.y),
@@ -69,11 +71,24 @@ std::unique_ptr<Block> start_block(Machine& machine, uint64_t number, int slot) 
   return block;
 }
 
-void end_block(Machine& machine, std::unique_ptr<Block>* block) {
-  if (*block == nullptr) return;
-  machine.highest_clock = std::max(machine.highest_clock, (*block)->clocks->highest_clock());
-  std::free((*block)->arena);
-  block->reset();
+// The blocks of a cluster start together; slots count blocks.
+std::unique_ptr<Cluster> start_cluster(Machine& machine, uint64_t number, size_t slot) {
+  const uint64_t size = machine.cluster_blocks;
+  auto cluster = std::make_unique<Cluster>();
+  for (uint64_t rank = 0; rank < size; ++rank) {
+    cluster->blocks.push_back(start_block(machine, cluster.get(), number * size + rank,
+                                          static_cast<int>(slot * size + rank)));
+  }
+  return cluster;
+}
+
+void end_cluster(Machine& machine, std::unique_ptr<Cluster>* cluster) {
+  if (*cluster == nullptr) return;
+  for (const auto& block : (*cluster)->blocks) {
+    machine.highest_clock = std::max(machine.highest_clock, block->clocks->highest_clock());
+    std::free(block->arena);
+  }
+  cluster->reset();
 }
 
 void check_bulk_copies(const Machine& machine, const Block& block) {
@@ -81,6 +96,36 @@ void check_bulk_copies(const Machine& machine, const Block& block) {
     if (copy.block != &block) continue;
     throw Fault(FaultKind::kFailure, "block exits with an unfinished asynchronous copy");
   }
+}
+
+// Whether the end of a block comes after all accesses of other blocks to its shared memory, in any
+// schedule.
+void check_visits(const Block& block) {
+  for (const auto& [warp, clocks] : block.visits) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const uint32_t clock = clocks[static_cast<size_t>(lane)];
+      if (clock == 0 || block.clocks->any_knows(clock, warp, lane)) continue;
+      const uint32_t thread = warp % kLanes * kLanes + static_cast<uint32_t>(lane);
+      throw Fault(FaultKind::kFailure, "block " + std::to_string(block.number) +
+                                           " exits while thread " + std::to_string(thread) +
+                                           " of block " + std::to_string(warp / kLanes) +
+                                           " may still access its shared memory");
+    }
+  }
+}
+
+// Looks at blocks whose threads have all exited; their shared memory stays as long as the cluster.
+bool has_ended(Machine& machine, const Cluster& cluster) {
+  bool is_done = true;
+  for (const auto& block : cluster.blocks) {
+    if (block->alive == 0 && !block->has_ended) {
+      check_bulk_copies(machine, *block);
+      check_visits(*block);
+      block->has_ended = true;
+    }
+    is_done = is_done && block->has_ended;
+  }
+  return is_done;
 }
 
 // Hardware promises no order of blocks.
@@ -96,19 +141,26 @@ std::vector<uint32_t> shuffled_order(Machine& machine, uint64_t blocks) {
 
 // ---- choosing what runs ------------------------------------------------------------------------
 
+template <class F>
+void for_each_block(const Machine& machine, F f) {
+  for (const auto& cluster : machine.resident) {
+    if (cluster == nullptr) continue;
+    for (const auto& block : cluster->blocks) f(*block);
+  }
+}
+
 Warp* pick_warp(Machine& machine, bool is_uniform) {
   Warp* best = nullptr;
   uint32_t best_priority = 0;
-  for (const auto& block : machine.resident) {
-    if (block == nullptr) continue;
-    for (const auto& warp : block->warps) {
+  for_each_block(machine, [&](const Block& block) {
+    for (const auto& warp : block.warps) {
       if (warp->ready == 0) continue;
       const uint32_t priority = is_uniform ? machine.random() : warp->priority;
       if (best != nullptr && priority <= best_priority) continue;
       best = warp.get();
       best_priority = priority;
     }
-  }
+  });
   if (best != nullptr && machine.mode == ScheduleMode::kRandomPriorities &&
       machine.random.one_in(64)) {
     best->priority = machine.random();
@@ -204,20 +256,21 @@ void run_turn(Machine& machine, Warp* warp) {
 
 [[noreturn]] void report_deadlock(const Machine& machine) {
   std::string text = "deadlock:";
-  for (const auto& block : machine.resident) {
-    if (block == nullptr || block->alive == 0) continue;
+  bool is_shown = false;
+  for_each_block(machine, [&](const Block& block) {
+    if (is_shown || block.alive == 0) return;
+    is_shown = true;
     int shown = 0;
-    for (const auto& warp : block->warps) {
+    for (const auto& warp : block.warps) {
       for_each_lane(warp->alive, [&](int lane) {
         if (shown++ >= 4) return;
         text += " thread " + std::to_string(warp->index * kLanes + lane) + " waits at " +
                 warp->frame[lane]->function.module->describe(*warp->here[lane]->statement) + ";";
       });
     }
-    text += " (" + std::to_string(block->alive) + " of " + std::to_string(block->threads) +
+    text += " (" + std::to_string(block.alive) + " of " + std::to_string(block.threads) +
             " threads alive)";
-    break;
-  }
+  });
   throw Fault(FaultKind::kTimeout, text + " (seed " + std::to_string(machine.options.seed) + ")");
 }
 
@@ -234,23 +287,21 @@ void advance_engine(Machine* machine) {
 
 uint32_t run_launch(Machine* launched) {
   Machine& machine = *launched;
-  const uint64_t blocks = machine.grid.count();
-  const std::vector<uint32_t> order = shuffled_order(machine, blocks);
+  const uint64_t clusters = machine.grid.count() / machine.cluster_blocks;
+  const std::vector<uint32_t> order = shuffled_order(machine, clusters);
   uint64_t started = 0;
-  machine.resident.resize(static_cast<size_t>(machine.options.resident));
+  const auto most = static_cast<size_t>(machine.options.resident);
+  machine.resident.resize(std::max<size_t>(most / machine.cluster_blocks, 1));
   try {
     for (;;) {
       bool is_running = false;
       for (size_t slot = 0; slot < machine.resident.size(); ++slot) {
-        auto& block = machine.resident[slot];
-        if (block != nullptr && block->alive == 0) {
-          check_bulk_copies(machine, *block);
-          end_block(machine, &block);
+        auto& cluster = machine.resident[slot];
+        if (cluster != nullptr && has_ended(machine, *cluster)) end_cluster(machine, &cluster);
+        if (cluster == nullptr && started < clusters) {
+          cluster = start_cluster(machine, order[started++], slot);
         }
-        if (block == nullptr && started < blocks) {
-          block = start_block(machine, order[started++], static_cast<int>(slot));
-        }
-        is_running = is_running || block != nullptr;
+        is_running = is_running || cluster != nullptr;
       }
       if (!is_running) break;
       const bool is_uniform = machine.mode == ScheduleMode::kUniform || machine.spins % 2 == 1;
@@ -267,7 +318,7 @@ uint32_t run_launch(Machine* launched) {
       }
     }
   } catch (...) {
-    for (auto& block : machine.resident) end_block(machine, &block);
+    for (auto& cluster : machine.resident) end_cluster(machine, &cluster);
     throw;
   }
   return machine.highest_clock;

@@ -23,7 +23,7 @@ struct Special {
   uint32_t (*value)(const Thread&);
 };
 
-// A cluster is always one block.
+// Clusters are runs of neighbouring blocks along x.
 constexpr Special kSpecials[] = {
     {"%tid.x", [](const Thread& t) { return t.linear() % t.machine.block.x; }},
     {"%tid.y", [](const Thread& t) { return t.linear() / t.machine.block.x % t.machine.block.y; }},
@@ -49,11 +49,12 @@ constexpr Special kSpecials[] = {
     {"%lanemask_gt", [](const Thread& t) { return ~((2u << t.lane) - 1); }},
     {"%lanemask_ge", [](const Thread& t) { return ~((1u << t.lane) - 1); }},
     {"%dynamic_smem_size", [](const Thread& t) { return t.machine.dynamic_shared_bytes; }},
-    {"%clusterid.x", [](const Thread& t) { return t.block.index.x; }},
-    {"%cluster_ctaid.x", [](const Thread&) { return 0u; }},
-    {"%cluster_nctaid.x", [](const Thread&) { return 1u; }},
-    {"%cluster_ctarank", [](const Thread&) { return 0u; }},
-    {"%cluster_nctarank", [](const Thread&) { return 1u; }},
+    {"%clusterid.x", [](const Thread& t) { return t.block.index.x / t.machine.cluster_blocks; }},
+    {"%nclusterid.x", [](const Thread& t) { return t.machine.grid.x / t.machine.cluster_blocks; }},
+    {"%cluster_ctaid.x", [](const Thread& t) { return t.block.rank; }},
+    {"%cluster_nctaid.x", [](const Thread& t) { return t.machine.cluster_blocks; }},
+    {"%cluster_ctarank", [](const Thread& t) { return t.block.rank; }},
+    {"%cluster_nctarank", [](const Thread& t) { return t.machine.cluster_blocks; }},
 };
 
 }  // namespace
