@@ -16,7 +16,7 @@ ORDER = (
     "bar.sync", "barrier.sync", "bar.warp", "cp.async.wait_group", "cp.async.commit_group",
     "cp.async.mbarrier", "mbarrier.init", "mbarrier.arrive", "mbarrier.try_wait",
     "mbarrier.expect_tx", "cp.async.bulk", "fence.proxy.async", "wgmma.fence",
-    "wgmma.commit_group", "wgmma.wait_group",
+    "wgmma.commit_group", "wgmma.wait_group", "barrier.cluster",
 )  # fmt: skip
 # Sampled: sources that may not change places, and what may not be missing.
 SWAPPED = (
@@ -29,6 +29,7 @@ SWAPPED = (
     "shl",
     "div",
     "mma",
+    "mapa",
     "wgmma.mma_async",
 )
 DROPPED = ("mma", "wgmma.mma_async", "st.global", "st.shared", "fma")
@@ -158,6 +159,11 @@ WGMMA_TF32 = replace(WGMMA, in_channels=96)
 WGMMA_PACKED = Problem(
     in_channels=128, out_channels=56, size=(18, 17), kernel=(2, 1), padding=(0, 0), density=0.7
 )
+# One tile, split over the blocks of a cluster.
+WGMMA_CLUSTER = Problem(
+    batch=1, in_channels=256, out_channels=56, size=(9, 16), kernel=(2, 1), padding=(0, 0),
+    density=0.95, activation="hardswish",
+)  # fmt: skip
 WGMMA_DGRAD = Problem(
     in_channels=56, out_channels=192, size=(23, 27), kernel=(1, 1), padding=(0, 0), density=0.7
 )
@@ -202,6 +208,7 @@ CALLS: dict[str, Call] = {
     "wgmma tf32": one_pass("forward", WGMMA_TF32, torch.float32, "implicit_gemm", allow_tf32=True),
     "wgmma forward": one_pass("forward", WGMMA, torch.bfloat16, "implicit_gemm"),
     "wgmma packed": packed_pass,
+    "wgmma cluster": one_pass("forward", WGMMA_CLUSTER, torch.bfloat16, "implicit_gemm"),
     "few-channels": one_pass("forward", FEW_CHANNELS, torch.float32, "implicit_gemm"),
     "epilogue": one_pass("forward", EPILOGUE, torch.float16, "implicit_gemm"),
     "dense": one_pass("forward", EPILOGUE, torch.float32, "dense"),
@@ -220,6 +227,7 @@ OTHER_WAYS = {
     "multi-dilation dgrad": "DgradRows",
     "multi-dilation wgmma wgrad": "wgmma_wgrad_kernel",
     "wgmma packed": "ForwardRows",
+    "wgmma cluster": "ForwardRows",
 }
 
 

@@ -142,17 +142,32 @@ fi
 # What only compute capability 9.0 has, once more without it, each against dense in its own run.
 without() { # NAME VARIABLE=VALUE
   local forward=(env -u CUBLAS_WORKSPACE_CONFIG "$2" "$python" -m perfconv bench conv
-    --device cuda --no-compile --modes forward --output "$folder/$1.jsonl")
+    --device cuda --no-compile --no-peers --modes forward --output "$folder/$1.jsonl")
   if [ $mode = dry ]; then
-    step "$1" 25 "${forward[@]}" --dry-run --filter c64-64-1x30x40-k3-dil1-bfloat16-random0.25
+    step "$1" 15 "${forward[@]}" --dry-run --filter c64-64-1x30x40-k3-dil1-bfloat16-random0.25
   elif "$python" -c 'import sys, torch; sys.exit(torch.cuda.get_device_capability() != (9, 0))'; then
-    step "$1" 25 "${forward[@]}" --filter bfloat16-random0.5
+    step "$1" 15 "${forward[@]}" --filter bfloat16-random0.5
   else
     step "$1" 0 skip:no-compute-capability-9.0
   fi
 }
 without older-tiles PERFCONV_CUDA_CAPABILITY=80 # wgmma
 without no-packs PERFCONV_CUDA_PACK=0           # bulk copies of packed weights
+# Layers of few tiles, in a graph and backwards: their parts added in clusters, then in the workspace.
+few_tiles() { # NAME VARIABLE=VALUE
+  local passes=(env -u CUBLAS_WORKSPACE_CONFIG "$2" "$python" -m perfconv bench conv --quick
+    --device cuda --no-peers --modes graph dgrad --dtype bfloat16 --channels 256 --size 30x40
+    --density 0.1 0.5 --filter c256-256-1x --pairs 31 --output "$folder/$1.jsonl")
+  if [ $mode = dry ]; then
+    step "$1" 10 "${passes[@]}" --dry-run
+  elif "$python" -c 'import sys, torch; sys.exit(torch.cuda.get_device_capability() != (9, 0))'; then
+    step "$1" 10 "${passes[@]}"
+  else
+    step "$1" 0 skip:no-compute-capability-9.0
+  fi
+}
+few_tiles few-tiles PERFCONV_CUDA_CLUSTER=1
+few_tiles no-clusters PERFCONV_CUDA_CLUSTER=0
 
 # ---- the results file ----------------------------------------------------------------------------
 
@@ -169,7 +184,7 @@ fi
 if [ $mode = gpu ]; then
   kept=$root/benchmarks/results/$(date +%F)-${device,,}.jsonl
   cp "$results" "$kept"
-  for name in older-tiles no-packs; do
+  for name in older-tiles no-packs few-tiles no-clusters; do
     [ ! -f "$folder/$name.jsonl" ] || cp "$folder/$name.jsonl" "${kept%.jsonl}-$name.jsonl"
   done
   echo "gpu_check: passed; commit $kept and what is beside it"

@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "cuda/planner.h"
+
 // Weak: this symbol of libtorch_cuda is the only one needed, and this library must also load beside
 // a torch without CUDA.
 extern "C" AOTI_TORCH_EXPORT __attribute__((weak)) AOTITorchError
@@ -83,6 +85,7 @@ DeviceCall::DeviceCall(const char* op, const Tensor& reference)
   check(attributes(device, found));
   context_.multiprocessors = found.multiprocessors;
   context_.compute_capability = found.compute_capability;
+  context_.may_take_clusters = may_take_clusters();
   if (context_.compute_capability < kLeastCapability) {
     const std::string text = std::to_string(context_.compute_capability);
     throw std::runtime_error(std::string(op) +

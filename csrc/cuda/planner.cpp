@@ -108,6 +108,18 @@ std::string wgmma_refusal(const DeviceTraits& device, int64_t depth, bool takes_
   return "the summed channels of a group are no multiple of " + std::to_string(multiple);
 }
 
+bool may_take_clusters() {
+  static const bool may = [] {
+    const char* text = std::getenv("PERFCONV_CUDA_CLUSTER");
+    const std::string value = text == nullptr || *text == '\0' ? "1" : text;
+    if (value != "0" && value != "1") {
+      throw std::invalid_argument("PERFCONV_CUDA_CLUSTER must be 0 or 1, got " + value + ".");
+    }
+    return value == "1";
+  }();
+  return may;
+}
+
 std::string refusal(ForwardKernel kernel, const ConvGeometry& g, const DeviceTraits& device) {
   switch (kernel) {
     case ForwardKernel::kDirect:

@@ -38,6 +38,10 @@ struct DeviceTraits {
 // run, rounded to tf32, which wgmma multiplies only where both factors have the depth contiguous.
 std::string wgmma_refusal(const DeviceTraits& device, int64_t depth, bool takes_tf32 = false);
 
+// Whether few tiles may be split over clusters of blocks (device/wgmma_cluster.cuh): not with the
+// environment variable PERFCONV_CUDA_CLUSTER=0, to compare with.
+bool may_take_clusters();
+
 // Why a kernel does not take a problem; empty if it does.
 std::string refusal(ForwardKernel kernel, const ConvGeometry& g, const DeviceTraits& device);
 

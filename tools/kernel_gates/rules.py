@@ -42,6 +42,10 @@ WGMMA = (
 )
 # With a pack, the weights by bulk copies.
 WGMMA_PACKED = ((*WGMMA[0], "UBLKCP"), WGMMA[1])
+# Tiles up to 128 columns wide may be split over a cluster of blocks (UCGABAR: its barrier).
+CLUSTER = ("UCGABAR_ARV", "UCGABAR_WAIT")
+WGMMA_CLUSTER = ((*WGMMA[0], *CLUSTER), WGMMA[1])
+WGMMA_PACKED_CLUSTER = ((*WGMMA_PACKED[0], *CLUSTER), WGMMA_PACKED[1])
 WGMMA_WGRAD = (
     (r"HGMMA", r"LDGSTS\.E.*\.128", r"ARRIVES", "SYNCS", "USETMAXREG"),
     (ATOMICS, "HMMA", "DFMA"),
@@ -55,9 +59,11 @@ WGRAD_SIMT = (r"FFMA", r"LDGSTS\.E.*\.128", r"BAR"), (ATOMICS, r"[HI]MMA", "DFMA
 RULES = (
     Rule("*_implicit.cu", "implicit_gemm_kernel<GemmTile<float, 1,*", *SIMT, "float32 as it is"),
     Rule("*_implicit.cu", "implicit_gemm_kernel*", *TENSOR_CORES, "tensor cores"),
-    Rule("dgrad_*_sm90a.cu", "wgmma_gemm_kernel*", *WGMMA, "tensor cores, by warpgroups"),
+    Rule("dgrad_*_sm90a.cu", "wgmma_gemm_kernel<*, 256, *", *WGMMA, "tensor cores, by warpgroups"),
+    Rule("dgrad_*_sm90a.cu", "wgmma_gemm_kernel*", *WGMMA_CLUSTER, "the same, and clusters"),
     Rule("*_sm90a.cu", "wgmma_gemm_kernel<WgmmaTile<float*", *WGMMA, "tf32, by warpgroups"),
-    Rule("*_sm90a.cu", "wgmma_gemm_kernel*", *WGMMA_PACKED, "tensor cores, packed weights"),
+    Rule("*_sm90a.cu", "wgmma_gemm_kernel<*, 256, *", *WGMMA_PACKED, "packed weights"),
+    Rule("*_sm90a.cu", "wgmma_gemm_kernel*", *WGMMA_PACKED_CLUSTER, "the same, and clusters"),
     Rule(
         "pack_weight_sm90a.cu",
         "*",

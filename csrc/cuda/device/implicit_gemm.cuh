@@ -71,6 +71,19 @@ __device__ __forceinline__ TileGrid tile_grid(TileShape tile, const GemmArgs& ar
   return grid;
 }
 
+// Whether the parts of a tile are added where they are made, by neighbouring blocks of a cluster of
+// so many (wgmma_cluster.cuh), or in finish_kernel: a tile's parts are in one cluster if their
+// number divides its size. Split tiles are a single part for each block. Only capability 9.0 has
+// such launches: elsewhere the question would cost finish_kernel registers.
+__device__ __forceinline__ bool is_split_in_cluster([[maybe_unused]] int parts,
+                                                    [[maybe_unused]] int cluster) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ == 900
+  return parts > 1 && cluster % parts == 0;
+#else
+  return false;
+#endif
+}
+
 // One block's piece of work: a part of a tile.
 struct Unit {
   int row;     // first of the tile
@@ -263,19 +276,19 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kMinBlocks)
 }
 
 // Writes the outputs that are no row's target; then adds the parts of split tiles in order and
-// finishes the sums. blocks: of implicit_gemm_kernel. A thread takes one run of neighbouring
-// columns at a time. One kernel for every tile: most of it does not depend on the tile.
-// Static, as what launches it: files of sm_90a have copies that other devices cannot run, and the
-// linker keeps one of several that are not.
+// finishes the sums, where no cluster did. blocks: of implicit_gemm_kernel, cluster: how many of
+// them are one. A thread takes one run of neighbouring columns at a time. One kernel for every
+// tile: most of it does not depend on the tile. Static, as what launches it: files of sm_90a have
+// copies that other devices cannot run, and the linker keeps one of several that are not.
 template <class T, class Rows>
 static __global__ void __launch_bounds__(kFinishThreads, kFinishBlocks)
     finish_kernel(const __grid_constant__ GemmArgs args, const __grid_constant__ Rows rows,
-                  TileShape tile, int blocks) {
+                  TileShape tile, int blocks, int cluster) {
   constexpr int kSize = kRunSize<T>;
   rows.template write_others<T>(args);
   const int count = rows.count();
   const TileGrid grid = tile_grid(tile, args, count, blocks);
-  if (grid.parts == 1) return;
+  if (grid.parts == 1 || is_split_in_cluster(grid.parts, cluster)) return;
   const int run_bits = __ffs(tile.columns / kSize) - 1;  // runs of a row: a power of two, as rows
   const int row_bits = __ffs(tile.rows) - 1;
   const int64_t runs = grid.tiles() << (row_bits + run_bits);
@@ -337,14 +350,15 @@ int64_t gemm_workspace(const LaunchContext& context, const GemmArgs& args, int64
   return partial_bytes(shape_of<Tile>(), blocks);
 }
 
-// finish_kernel, after a kernel of so many blocks.
+// finish_kernel, after a kernel of so many blocks, in clusters of so many.
 template <class T, class Rows>
 static cudaError_t launch_finish(const LaunchContext& context, const GemmArgs& args,
-                                 const Rows& rows, TileShape tile, int64_t most_rows, int blocks) {
+                                 const Rows& rows, TileShape tile, int64_t most_rows, int blocks,
+                                 int cluster = 1) {
   const unsigned finishing = grid_blocks(context, most_rows * args.columns * args.groups,
                                          kFinishThreads * kChunkBytes, kFinishBlocks);
   finish_kernel<T, Rows>
-      <<<finishing, kFinishThreads, 0, context.stream>>>(args, rows, tile, blocks);
+      <<<finishing, kFinishThreads, 0, context.stream>>>(args, rows, tile, blocks, cluster);
   return cudaGetLastError();
 }
 

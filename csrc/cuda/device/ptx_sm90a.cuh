@@ -1,6 +1,7 @@
 // Instructions that only sm_90a has, each behind a function, as in ptx.cuh: barriers in shared
-// memory that count arrivals and bytes (mbarrier), copies by the copy engine, multiplications by a
-// warpgroup (wgmma), registers that move from one warpgroup to another. Names in quotes are
+// memory that count arrivals and bytes (mbarrier), copies by the copy engine, shared memory of a
+// cluster's blocks, multiplications by a warpgroup (wgmma), registers that move from one warpgroup
+// to another. Names in quotes are
 // headings of the PTX ISA 9.0 manual.
 #pragma once
 
@@ -69,6 +70,46 @@ template <int kBarrier, int kThreads>
 __device__ __forceinline__ void sync_threads() {
   static_assert(kBarrier > 0 && kBarrier < 16 && kThreads % 32 == 0, "whole warps");
   asm volatile("bar.sync %0, %1;" ::"n"(kBarrier), "n"(kThreads) : "memory");
+}
+
+// ---- clusters
+// ---------------------------------------------------------------------------------------
+
+// The blocks of this cluster, one where the launch names none, and this one's place among them.
+// "%cluster_nctarank", "%cluster_ctarank".
+__device__ __forceinline__ uint32_t cluster_blocks() {
+  uint32_t blocks;
+  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(blocks));
+  return blocks;
+}
+__device__ __forceinline__ uint32_t cluster_rank() {
+  uint32_t rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+
+// Waits for all threads of the cluster, and orders their accesses before those behind: their shared
+// memory may be read, or is no longer. By every thread that has not exited. "barrier.cluster".
+__device__ __forceinline__ void sync_cluster() {
+  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+}
+
+// What stands at a shared address of this block, in the block of a rank. "mapa".
+__device__ __forceinline__ uint32_t address_in_cluster(uint32_t address, uint32_t rank) {
+  uint32_t result;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(result) : "r"(address), "r"(rank));
+  return result;
+}
+
+// Of an address that address_in_cluster gave, a multiple of 16. "ld".
+__device__ __forceinline__ float4 load_from_cluster(uint32_t address) {
+  float4 result;
+  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(result.x), "=f"(result.y), "=f"(result.z), "=f"(result.w)
+               : "r"(address)
+               : "memory");
+  return result;
 }
 
 // ---- multiplication

@@ -2,7 +2,8 @@
 // pass, dgrad and multi-dilation, with one warpgroup that copies and two that multiply (wgmma),
 // each at its own pace.
 //
-//   grid, tiles, parts of tiles, workspace, finish_kernel: as in implicit_gemm.cuh
+//   grid, tiles, parts of tiles, workspace, finish_kernel: as in implicit_gemm.cuh; few tiles have
+//   clusters of blocks, which may add the parts (wgmma_cluster.cuh)
 //   block: kRows x kColumns sums of one group; a multiplying warpgroup 64 rows of them
 //   shared memory: ring of kStages x (A, B); staging of sums; two row tables; barriers
 //   copying warpgroup, for each tile:
@@ -27,6 +28,7 @@
 
 #include "cuda/device/implicit_gemm.cuh"
 #include "cuda/device/packed_weight.cuh"
+#include "cuda/device/wgmma_cluster.cuh"
 #include "cuda/device/wgmma_pipeline.cuh"
 #include "cuda/device/wgmma_tf32.cuh"
 #include "cuda/device/wgmma_tile.cuh"
@@ -227,6 +229,10 @@ __device__ __forceinline__ void copy_tiles(const GemmArgs& args, const Rows& row
       stage.advance();
     }
   }
+  if (adds_in_cluster<Tile>(grid)) {
+    ptx::sync_cluster();  // all threads count: parts are there
+    ptx::sync_cluster();  // and have been read
+  }
 }
 
 // ---- multiplying
@@ -273,6 +279,7 @@ __device__ __forceinline__ void multiply_tiles(const GemmArgs& args, WgmmaShared
   const auto warp = static_cast<int>(threadIdx.x - kWarpgroup) / kWarp;
   RingPlace<Tile::kStages> stage;
   RingPlace<kTables> slot;
+  const bool is_in_cluster = adds_in_cluster<Tile>(grid);
   for (int64_t number = blockIdx.x; number < grid.tiles() * grid.parts; number += gridDim.x) {
     const Unit unit = unit_of(shape_of<Tile>(), grid, number);
     const RowTable<Tile::kRows>& table = shared.tables[slot.place];
@@ -285,6 +292,10 @@ __device__ __forceinline__ void multiply_tiles(const GemmArgs& args, WgmmaShared
     } else {
       multiply_stages<Tile>(steps.last - steps.first, first_row, shared, stage, sums);
     }
+    if (is_in_cluster) {
+      keep_part<Tile>(sums, warp, shared);
+      break;  // the only one of this block
+    }
     float* partials = args.partials + number * Tile::kRows * Tile::kColumns;
     const bool is_split = grid.parts > 1;
     const auto store = [&](int row, int column, const float* run) {
@@ -296,6 +307,11 @@ __device__ __forceinline__ void multiply_tiles(const GemmArgs& args, WgmmaShared
       ptx::arrive(ptx::shared_address(&shared.table_empty[slot.place]));
     }
     slot.advance();
+  }
+  if (is_in_cluster) {
+    ptx::sync_cluster();  // parts readable
+    if (blockIdx.x < grid.tiles() * grid.parts) add_parts<Tile, Rows>(args, shared);
+    ptx::sync_cluster();  // parts read: blocks may exit
   }
 }
 
@@ -340,40 +356,90 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   }
 }
 
-// Blocks of the persistent grid, as gemm_blocks.
+// The persistent grid, and the blocks of its clusters.
+struct WgmmaGrid {
+  int blocks = 0;
+  int cluster = 1;
+};
+
+template <class Tile>
+cudaLaunchConfig_t wgmma_config(const LaunchContext& context, const WgmmaGrid& grid,
+                                cudaLaunchAttribute* attribute) {
+  attribute->id = cudaLaunchAttributeClusterDimension;
+  attribute->val.clusterDim = {static_cast<unsigned>(grid.cluster), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(grid.blocks));
+  config.blockDim = dim3(Tile::kThreads);
+  config.dynamicSmemBytes = sizeof(WgmmaShared<Tile>);
+  config.stream = context.stream;
+  config.attrs = attribute;
+  config.numAttrs = grid.cluster > 1 ? 1 : 0;
+  return config;
+}
+
+// Blocks without clusters, as gemm_blocks.
 template <class Tile, class Rows>
 cudaError_t wgmma_blocks(const LaunchContext& context, const GemmArgs& args, int64_t most_rows,
-                         int* blocks) {
+                         int* resident, int* blocks) {
   const auto kernel = wgmma_gemm_kernel<Tile, Rows>;
   constexpr int kBytes = sizeof(WgmmaShared<Tile>);
   cudaError_t status =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (status != cudaSuccess) return status;
-  int resident = 0;
-  status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, Tile::kThreads, kBytes);
-  *blocks = persistent_blocks(context, shape_of<Tile>(), args, most_rows, resident);
+  status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(resident, kernel, Tile::kThreads, kBytes);
+  *blocks = persistent_blocks(context, shape_of<Tile>(), args, most_rows, *resident);
   return status;
 }
 
-// Bytes of GemmArgs::partials. most_rows: the largest possible count of rows.
+// As many whole clusters as the device runs at once, at most as many blocks as without.
+template <class Tile, class Rows>
+cudaError_t wgmma_grid(const LaunchContext& context, const GemmArgs& args, int64_t most_rows,
+                       WgmmaGrid* grid) {
+  int resident = 0;
+  cudaError_t status = wgmma_blocks<Tile, Rows>(context, args, most_rows, &resident, &grid->blocks);
+  if (status != cudaSuccess || !Tile::kTakesCluster || !context.may_take_clusters) return status;
+  const int64_t tiles =
+      ceil_div(most_rows, Tile::kRows) * ceil_div(args.columns, Tile::kColumns) * args.groups;
+  for (const ClusterLine& line : kClusters) {
+    if (tiles * line.least_parts > int64_t{context.multiprocessors} * resident) continue;
+    WgmmaGrid wanted{grid->blocks / line.blocks * line.blocks, line.blocks};
+    if (wanted.blocks == 0) continue;
+    cudaLaunchAttribute attribute{};
+    const cudaLaunchConfig_t config = wgmma_config<Tile>(context, wanted, &attribute);
+    int clusters = 0;
+    status = cudaOccupancyMaxActiveClusters(&clusters, wgmma_gemm_kernel<Tile, Rows>, &config);
+    if (status != cudaSuccess) return status;
+    if (clusters == 0) continue;  // of so many blocks, next to each other
+    wanted.blocks = std::min(wanted.blocks, clusters * line.blocks);
+    *grid = wanted;
+    break;
+  }
+  return cudaSuccess;
+}
+
+// Bytes of GemmArgs::partials, with clusters or without. most_rows: the largest possible count of
+// rows.
 template <class Tile, class Rows>
 int64_t wgmma_workspace(const LaunchContext& context, const GemmArgs& args, int64_t most_rows) {
+  int resident = 0;
   int blocks = 0;
-  if (wgmma_blocks<Tile, Rows>(context, args, most_rows, &blocks) != cudaSuccess) return 0;
-  return partial_bytes(shape_of<Tile>(), blocks);
+  const cudaError_t status = wgmma_blocks<Tile, Rows>(context, args, most_rows, &resident, &blocks);
+  return status == cudaSuccess ? partial_bytes(shape_of<Tile>(), blocks) : 0;
 }
 
 template <class Tile, class Rows>
 cudaError_t launch_wgmma_gemm(const LaunchContext& context, const GemmArgs& args, const Rows& rows,
                               int64_t most_rows) {
   if (most_rows == 0 || args.columns == 0) return cudaSuccess;
-  int blocks = 0;
-  const cudaError_t status = wgmma_blocks<Tile, Rows>(context, args, most_rows, &blocks);
+  WgmmaGrid grid;
+  cudaError_t status = wgmma_grid<Tile, Rows>(context, args, most_rows, &grid);
   if (status != cudaSuccess) return status;
-  wgmma_gemm_kernel<Tile, Rows>
-      <<<blocks, Tile::kThreads, sizeof(WgmmaShared<Tile>), context.stream>>>(args, rows);
+  cudaLaunchAttribute attribute{};
+  const cudaLaunchConfig_t config = wgmma_config<Tile>(context, grid, &attribute);
+  status = cudaLaunchKernelEx(&config, wgmma_gemm_kernel<Tile, Rows>, args, rows);
+  if (status != cudaSuccess) return status;
   return launch_finish<typename Tile::Element>(context, args, rows, shape_of<Tile>(), most_rows,
-                                               blocks);
+                                               grid.blocks, grid.cluster);
 }
 
 }  // namespace perfconv::cuda

@@ -14,6 +14,8 @@ struct WgmmaTile {
   static constexpr BLayout kBLayout = b_layout;
   // packed_weight.cuh
   static constexpr bool kTakesPack = b_layout == BLayout::kDepthContiguous && sizeof(Element) == 2;
+  // wgmma_cluster.cuh: the widest tiles are for many tiles only
+  static constexpr bool kTakesCluster = sizeof(Element) == 2 && columns <= 128;
   static constexpr bool kIsAMMajor = false;
   static constexpr bool kIsBNMajor = b_layout == BLayout::kColumnContiguous;
   static constexpr int kRows = 128;

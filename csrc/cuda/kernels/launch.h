@@ -19,7 +19,8 @@ namespace perfconv::cuda {
 struct LaunchContext {
   cudaStream_t stream = nullptr;
   int multiprocessors = 0;
-  int compute_capability = 0;  // 80, 86, 90, ...
+  int compute_capability = 0;     // 80, 86, 90, ...
+  bool may_take_clusters = true;  // planner.h
 };
 
 // A mask on the output grid, True = compute.
