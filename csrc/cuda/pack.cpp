@@ -2,10 +2,6 @@
 // For those of capability 9.0 a pack is made in the order of their bulk copies.
 #include "cuda/pack.h"
 
-#include <cstdlib>
-#include <stdexcept>
-#include <string>
-
 #include "core/conv_arguments.h"
 #include "core/registration.h"
 #include "cuda/device_traits.h"
@@ -17,14 +13,7 @@ namespace {
 
 // PERFCONV_CUDA_PACK=0: no packs, to compare with.
 bool are_packs_wanted() {
-  static const bool are_wanted = [] {
-    const char* text = std::getenv("PERFCONV_CUDA_PACK");
-    const std::string value = text == nullptr || *text == '\0' ? "1" : text;
-    if (value != "0" && value != "1") {
-      throw std::invalid_argument("PERFCONV_CUDA_PACK must be 0 or 1, got " + value + ".");
-    }
-    return value == "1";
-  }();
+  static const bool are_wanted = environment_flag("PERFCONV_CUDA_PACK");
   return are_wanted;
 }
 

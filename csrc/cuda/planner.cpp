@@ -108,15 +108,17 @@ std::string wgmma_refusal(const DeviceTraits& device, int64_t depth, bool takes_
   return "the summed channels of a group are no multiple of " + std::to_string(multiple);
 }
 
+bool environment_flag(const char* name) {
+  const char* text = std::getenv(name);
+  const std::string value = text == nullptr || *text == '\0' ? "1" : text;
+  if (value != "0" && value != "1") {
+    throw std::invalid_argument(std::string(name) + " must be 0 or 1, got " + value + ".");
+  }
+  return value == "1";
+}
+
 bool may_take_clusters() {
-  static const bool may = [] {
-    const char* text = std::getenv("PERFCONV_CUDA_CLUSTER");
-    const std::string value = text == nullptr || *text == '\0' ? "1" : text;
-    if (value != "0" && value != "1") {
-      throw std::invalid_argument("PERFCONV_CUDA_CLUSTER must be 0 or 1, got " + value + ".");
-    }
-    return value == "1";
-  }();
+  static const bool may = environment_flag("PERFCONV_CUDA_CLUSTER");
   return may;
 }
 

@@ -38,6 +38,9 @@ struct DeviceTraits {
 // run, rounded to tf32, which wgmma multiplies only where both factors have the depth contiguous.
 std::string wgmma_refusal(const DeviceTraits& device, int64_t depth, bool takes_tf32 = false);
 
+// An environment variable that is 0 or 1: whether it is not 0.
+bool environment_flag(const char* name);
+
 // Whether few tiles may be split over clusters of blocks (device/wgmma_cluster.cuh): not with the
 // environment variable PERFCONV_CUDA_CLUSTER=0, to compare with.
 bool may_take_clusters();
