@@ -159,7 +159,7 @@ few_tiles() { # NAME VARIABLE=VALUE
     --device cuda --no-peers --modes graph dgrad --dtype bfloat16 --channels 256 --size 30x40
     --density 0.1 0.5 --filter c256-256-1x --pairs 31 --output "$folder/$1.jsonl")
   if [ $mode = dry ]; then
-    step "$1" 10 "${passes[@]}" --dry-run
+    step "$1" 10 "${passes[@]}" --dry-run --channels 64 --filter c64-64-1x --pairs 2
   elif "$python" -c 'import sys, torch; sys.exit(torch.cuda.get_device_capability() != (9, 0))'; then
     step "$1" 10 "${passes[@]}"
   else
