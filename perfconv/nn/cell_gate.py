@@ -17,7 +17,8 @@ class CellGate(BinaryGate):
     The input's mean over a cell, as asinh(mean), standardised over the channels, goes through a 1x1
     convolution, a leaky ReLU, and a 3x3 convolution to two logits. Active pixels then come in
     blobs: a convolution at the rim of the active region reads filled values, and blobs have little
-    rim.
+    rim. ``context`` puts dilated 3x3 convolutions between, so that a decision sees farther than the
+    neighbours; there are few cells, so that they cost little.
 
     Every ``anchor_stride``-th pixel of both directions is an anchor, active whatever is decided.
     With the fill "nearest" no value then comes from farther away than half of that, and a smooth
@@ -27,7 +28,9 @@ class CellGate(BinaryGate):
         in_channels: of the input of the layer or block that is gated.
         cell: side of a cell, output pixels.
         stride: of the layer or block.
-        hidden_channels: of the layer between.
+        hidden_channels: of the layers between.
+        context: dilations, in cells, of 3x3 convolutions between, each with a leaky ReLU and added
+            to what it reads.
         anchor_stride: output pixels; None for no anchors.
         density: in [0, 1]; in evaluation, the density of each image's mask, anchors included, as
             near as whole cells come to it: the cells with the highest logits are open, ties closed;
@@ -49,6 +52,7 @@ class CellGate(BinaryGate):
         cell: int,
         stride: IntPair = 1,
         hidden_channels: int = 16,
+        context: Sequence[int] = (),
         anchor_stride: int | None = None,
         density: float | None = None,
         temperature: float = 1.0,
@@ -66,11 +70,23 @@ class CellGate(BinaryGate):
                     f"CellGate: {name} must be 1 or more output pixels, got {value}. Give the side "
                     "of a cell, or None for no anchors."
                 )
+        if any(dilation < 1 for dilation in context):
+            raise ValueError(
+                f"CellGate: context must be dilations of 1 or more cells, got {tuple(context)}. "
+                "Give () for the neighbours alone."
+            )
         self.cell = cell
         self.stride = int_pair("CellGate", "stride", stride)
         self.anchor_stride = anchor_stride
         self.density = density
         self.hidden = nn.Conv2d(in_channels, hidden_channels, 1, device=device, dtype=dtype)
+        self.context = nn.ModuleList(
+            nn.Conv2d(
+                hidden_channels, hidden_channels, 3, padding=dilation, dilation=dilation,
+                device=device, dtype=dtype,
+            )
+            for dilation in context
+        )  # fmt: skip
         self.classifier = nn.Conv2d(hidden_channels, 2, 3, padding=1, device=device, dtype=dtype)
         start_open(self.classifier, init_std, init_bias)
 
@@ -85,7 +101,10 @@ class CellGate(BinaryGate):
         features = means.asinh()  # unbounded features, on a scale of magnitudes
         mean, variance = features.mean(1, keepdim=True), features.var(1, keepdim=True, correction=0)
         features = (features - mean) * torch.rsqrt(variance + 1e-6)
-        logits = self.classifier(F.leaky_relu(self.hidden(features), 0.1))  # (N, 2, h, w)
+        features = F.leaky_relu(self.hidden(features), 0.1)  # (N, hidden_channels, h, w)
+        for layer in self.context:
+            features = features + F.leaky_relu(layer(features), 0.1)
+        logits = self.classifier(features)  # (N, 2, h, w)
         has_density = self.density is not None and not self.training
         mask = self._best_cells(logits) if has_density and self._forced_density is None else None
         height, width = input.shape[2:]

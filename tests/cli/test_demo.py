@@ -93,7 +93,7 @@ def test_settings_hold_every_density_once() -> None:
     assert [setting.kind for setting in settings[:3]] == [DENSE, DENSE, BLENDED]
     for kind in (EDGES, RANDOM):
         assert [s.density for s in settings if s.kind == kind] == [0.6, 0.4, 0.2]
-    assert [s.density for s in settings if s.kind == GATES] == [0.665, 0.465, 0.265]
+    assert [s.density for s in settings if s.kind == GATES] == [0.669, 0.469, 0.269]
     assert settings[2].density == 0.4
     assert len({setting.name for setting in settings}) == 6
 

@@ -57,6 +57,11 @@ def test_densities_have_the_mean_asked_for(density: float) -> None:
     assert max(densities.values()) <= 1
 
 
+def test_block_2_is_whole_while_few_pixels_are_closed() -> None:
+    assert [block_densities(density)[2] for density in (0.65, 0.8, 0.95)] == [1.0] * 3
+    assert block_densities(0.4)[2] < block_densities(0.5)[2] < 1
+
+
 def test_shipped_gates_meet_their_density(model: HED) -> None:
     gated = hed_with_learned_gates(model, density=0.6)
     with torch.no_grad(), perfconv.record_gates(gated) as record:

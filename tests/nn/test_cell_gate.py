@@ -44,6 +44,17 @@ def test_a_cell_has_one_decision(stride: int) -> None:
     assert 0 < decision.mask.float().mean() < 1
 
 
+@pytest.mark.parametrize(("context", "radius"), [((), 1), ((1,), 2), ((1, 3), 5)])
+def test_context_is_how_far_a_decision_sees(context: tuple[int, ...], radius: int) -> None:
+    """In cells: the gradient of the logits in the middle reaches so far, and no farther."""
+    gate = undecided_gate(cell=2, context=context).eval()
+    input = torch.randn(1, 4, 26, 26, requires_grad=True)
+    gate(input).logits[0, :, 6, 6].sum().backward()
+    rows, columns = input.grad[0].abs().sum(0).nonzero(as_tuple=True)
+    for found in (rows, columns):
+        assert (int(found.min()) // 2, int(found.max()) // 2) == (6 - radius, 6 + radius)
+
+
 @pytest.mark.parametrize("anchor_stride", [2, 3, 5])
 def test_anchors_are_open_and_near(anchor_stride: int) -> None:
     gate = undecided_gate(cell=2, anchor_stride=anchor_stride).eval()
@@ -153,6 +164,8 @@ def test_bad_input() -> None:
         CellGate(4, cell=0)
     with pytest.raises(ValueError, match="CellGate: anchor_stride must be 1 or more"):
         CellGate(4, cell=1, anchor_stride=0)
+    with pytest.raises(ValueError, match=r"context must be dilations of 1 or more.*got \(2, 0\)"):
+        CellGate(4, cell=1, context=(2, 0))
     with pytest.raises(ValueError, match=r"CellGate: density must be in \[0, 1\], got 2"):
         CellGate(4, cell=1, density=2.0).eval()(torch.rand(1, 4, 5, 5))
     with pytest.raises(ValueError, match="GatedConv2d: fill must be"):
