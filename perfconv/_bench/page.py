@@ -93,6 +93,12 @@ def changed(head: dict, rows: list[dict], before: Path | None) -> dict:
     }
 
 
+def mebibytes(row: dict | None) -> str:
+    """Peak memory; an older file does not say."""
+    peak = None if row is None else row.get("peak_bytes")
+    return "" if peak is None else f"{peak / 2**20:.1f}"
+
+
 def methods(machine: list[dict], layers: list[dict], algorithm: str) -> list[dict[str, str]]:
     """Ours, dense and every peer: what it is, and what it takes on the layer that is swept."""
     timed = {
@@ -114,7 +120,7 @@ def methods(machine: list[dict], layers: list[dict], algorithm: str) -> list[dic
                 "label": charts.METHODS.get(name, name),
                 "ms": "" if row is None else f"{row['candidate_ms']:.2f}",
                 "speed_up": "" if row is None else f"{row['speed_up']:.2f}x",
-                "mebibytes": "" if row is None else f"{row['peak_bytes'] / 2**20:.1f}",
+                "mebibytes": mebibytes(row),
                 "overhead_us": f"{calls[name]:.1f}" if name in calls else "",
                 "same": "yes" if about_it.get("is_same_function", True) else "no",
                 "what": about_it.get("what", OWN.get(name, "")),

@@ -2,7 +2,8 @@
 
 A head gets the features by name, never the trunk, and returns a dictionary of maps. The keys are
 those of ``predict_augmented``: segmentation, log_depth, normals, boundary. ``reads`` says which
-features, so that the others need no memory; a head without it gets all of them.
+features, so that the others need no memory; a head without it gets all of them, and so does a
+subclass of these with a ``forward`` of its own, unless it has a ``reads`` of its own too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,6 +41,20 @@ def blurred(map: Tensor, radius: int) -> Tensor:
     return F.avg_pool2d(F.pad(map, [radius] * 4, mode="replicate"), 2 * radius + 1, 1)
 
 
+def features_read(head: nn.Module) -> Sequence[str] | None:
+    """``reads`` of ``head``; None where it says nothing of the ``forward`` that runs."""
+    if "reads" in head.__dict__:
+        return head.__dict__["reads"]
+    if "forward" in head.__dict__:
+        return None
+    for kind in type(head).__mro__:
+        if "reads" in kind.__dict__:
+            return head.reads  # type: ignore[return-value]
+        if "forward" in kind.__dict__:
+            return None
+    return None
+
+
 class SegmentationHead(nn.Module):
     """Convolution + BN + ReLU, dropout, 1x1 to the classes: logits under "segmentation".
 
@@ -61,10 +76,13 @@ class SegmentationHead(nn.Module):
     ) -> None:
         super().__init__()
         self.feature = feature
-        self.reads = (feature.name,)
         self.hidden = conv_norm_relu(feature.channels, hidden_channels, kernel_size)
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(hidden_channels, classes, 1)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.feature.name,)
 
     def forward(self, features: Mapping[str, Tensor], size: Size) -> dict[str, Tensor]:
         # In one expression: no layer's output outlives the next one.
@@ -92,10 +110,13 @@ class DepthHead(nn.Module):
     ) -> None:
         super().__init__()
         self.feature = feature
-        self.reads = (feature.name,)
         self.blur_radius = blur_radius
         self.hidden = conv_norm_relu(feature.channels, hidden_channels, kernel_size)
         self.regression = nn.Conv2d(hidden_channels, 1, 3, padding=1)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.feature.name,)
 
     def forward(self, features: Mapping[str, Tensor], size: Size) -> dict[str, Tensor]:
         log_depth = self.regression(self.hidden(features[self.feature.name]))
@@ -118,10 +139,13 @@ class NormalsHead(nn.Module):
     ) -> None:
         super().__init__()
         self.feature = feature
-        self.reads = (feature.name,)
         self.layer1 = conv_norm_relu(feature.channels, hidden_channels[0], 1)
         self.layer2 = conv_norm_relu(hidden_channels[0], hidden_channels[1], 3)
         self.output = nn.Conv2d(hidden_channels[1], 3, 1)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.feature.name,)
 
     def forward(self, features: Mapping[str, Tensor], size: Size) -> dict[str, Tensor]:
         vectors = self.output(self.layer2(self.layer1(features[self.feature.name])))
@@ -140,12 +164,15 @@ class BoundaryHead(nn.Module):
     def __init__(self, features: Sequence[FeatureInfo]) -> None:
         super().__init__()
         self.features = tuple(features)
-        self.reads = tuple(info.name for info in features)
         self.sides = nn.ModuleDict({info.name: nn.Conv2d(info.channels, 1, 1) for info in features})
         self.fuse = nn.Conv2d(len(self.features), 1, 1)
         nn.init.constant_(self.fuse.weight, 1 / len(self.features))
         assert self.fuse.bias is not None
         nn.init.zeros_(self.fuse.bias)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return tuple(info.name for info in self.features)
 
     def forward(self, features: Mapping[str, Tensor], size: Size) -> dict[str, Tensor]:
         sides = torch.cat(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import _register_namedtuple
 
-from perfconv.models.heads import blurred, upsample
+from perfconv.models.heads import blurred, features_read, upsample
 from perfconv.models.multi_scale import MultiScaleTrunk
 from perfconv.models.resnet import ResNet, features_of
 from perfconv.nn.depth_branch import DepthPrediction
@@ -20,7 +20,7 @@ class SceneParser(nn.Module):
     """One trunk and a head for each task.
 
     Args:
-        trunk: returns features by name, those that are asked for.
+        trunk: returns features by name; if its ``forward`` takes ``names``, those alone.
         heads: by task; each takes the features, those of ``reads`` if it has that, and the size of
             the image.
     """
@@ -47,7 +47,7 @@ class SceneParser(nn.Module):
         """The features that the heads read; None for all, also where a hook may look at them."""
         names: list[str] = []
         for head in self.heads.values():
-            reads: Sequence[str] | None = getattr(head, "reads", None)
+            reads = features_read(head)
             if reads is None or has_hooks(head):
                 return None
             names += reads

@@ -15,7 +15,7 @@ from perfconv.models.normalization import Normalization
 from perfconv.nn.batch_norm import freeze_statistics
 from perfconv.nn.dilation_pool import MultiDilationPool
 from perfconv.nn.gated_chain import steps_of
-from perfconv.nn.hooks import has_global_hooks, has_hooks
+from perfconv.nn.hooks import has_global_hooks, has_hooks, names_argument
 from perfconv.nn.in_place import InPlaceBlock, added
 from perfconv.nn.layers import conv_norm_relu
 
@@ -129,7 +129,7 @@ class Bottleneck(InPlaceBlock):
         shortcut = input if self.downsample is None else self.downsample(input)
         features = self.relu(self.bn1(self.conv1(input)))
         features = self.bn2(self.conv2(features))
-        if not isinstance(self.conv2, MultiDilationPool):
+        if not (isinstance(self.conv2, MultiDilationPool) and isinstance(self.bn2, nn.Identity)):
             features = self.relu(features)
         elif torch.is_grad_enabled():
             # Nothing of what a pool gives is below 0: only the slope at 0, for its gate. Its own
@@ -278,9 +278,14 @@ class ResNet(nn.Module):
 def features_of(
     trunk: nn.Module, images: Tensor, names: Collection[str] | None
 ) -> dict[str, Tensor]:
-    """The features that somebody reads: ``names``, None for all; all too if a hook looks on."""
+    """The features that somebody reads: ``names``, None for all.
+
+    All too if a hook looks on, or of a trunk whose ``forward`` has no ``names``.
+    """
     is_watched = has_hooks(trunk) or has_global_hooks()
-    return trunk(images) if names is None or is_watched else trunk(images, names)
+    if names is None or is_watched or not names_argument(trunk, "names"):
+        return trunk(images)
+    return trunk(images, names)
 
 
 # Depth in the name: kind of block, and how many of them in res2 to res5.

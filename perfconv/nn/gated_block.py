@@ -189,8 +189,10 @@ class GatedBlock(BlockLayers):
         return self._sparse(input, shortcut, gate.mask, hard, masks, may_overwrite)
 
     def is_watched(self) -> bool:
-        # Sparse execution calls no other layer that would see the input or the output.
-        return has_hooks(self) or is_tapped(self.gate)
+        # Sparse execution calls no other layer that would see the input or the output, but for the
+        # first ones of a block with squeeze-excite.
+        calls_layers = self.structure.squeeze is not None
+        return has_hooks(self) or is_tapped(self if calls_layers else self.gate)
 
     def given_mask(self, input: Tensor) -> Tensor:
         """The gate's mask for ``input``, by whatever way it decides."""

@@ -34,7 +34,7 @@ class GatedChain(nn.Sequential):
         steps: list[Step] = []
         is_ours = False  # whether the input of the step was made here and is held by nobody else
         for layer in self:
-            is_free = may_overwrite and isinstance(layer, InPlaceBlock) and not layer.is_watched()
+            is_free = may_overwrite and isinstance(layer, InPlaceBlock) and layer.takes_permission()
             steps.append(partial(layer, owns_input=True) if is_ours and is_free else layer)
             is_ours = is_free
         return steps
@@ -51,10 +51,12 @@ class GatedChain(nn.Sequential):
 
 
 def steps_of(layer: nn.Module, input: Tensor) -> Sequence[Step]:
-    """The steps of a :class:`GatedChain` without hooks of its own; other layers are one step.
+    """The steps of a :class:`GatedChain` that is called as it is; other layers are one step.
 
     A caller of the steps frees the input of the first when that is done; ``layer(input)`` would
     hold it to the end.
     """
-    is_open = isinstance(layer, GatedChain) and not has_hooks(layer) and not has_global_hooks()
-    return layer.steps(input) if is_open else (layer,)  # type: ignore[operator]
+    if type(layer) is not GatedChain or has_hooks(layer) or has_global_hooks():
+        return (layer,)
+    is_replaced = "forward" in layer.__dict__ or layer._compiled_call_impl is not None
+    return (layer,) if is_replaced else layer.steps(input)

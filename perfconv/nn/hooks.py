@@ -23,6 +23,14 @@ def is_tapped(module: nn.Module | None) -> bool:
     return has_global_hooks() or _has_hooks_within(module)
 
 
+def names_argument(module: nn.Module, argument: str) -> bool:
+    """Whether the ``forward`` of ``module`` names ``argument``, and not only takes it along."""
+    code = getattr(module.forward, "__code__", None)  # faster than inspect.signature
+    if code is None:
+        return False
+    return argument in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+
+
 def has_global_hooks() -> bool:
     """Whether there are hooks on every module."""
     return not torch.compiler.is_compiling() and nn.modules.module._has_any_global_hook()

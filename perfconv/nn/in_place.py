@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from perfconv.nn.hooks import is_tapped
+from perfconv.nn.hooks import is_tapped, names_argument
 from perfconv.ops.autograd import is_eager
 
 
@@ -11,8 +11,13 @@ class InPlaceBlock(nn.Module):
     """A residual block whose ``forward`` takes ``owns_input``, as a keyword.
 
     True says that nobody reads the input afterwards, so that the output may be written into it.
-    Otherwise the output is a new tensor, which the block does not keep.
+    Otherwise the output is a new tensor, which the block does not keep. A ``forward`` that does not
+    name ``owns_input``, of a subclass or put in its place, promises none of it.
     """
+
+    def takes_permission(self) -> bool:
+        """Whether the block knows of permissions, and nobody may keep its input or output."""
+        return names_argument(self, "owns_input") and not self.is_watched()
 
     def is_watched(self) -> bool:
         """Whether a hook may see the block's input or output, and keep it."""

@@ -1,6 +1,7 @@
 """The memory of a parser in inference: what nobody reads again is written over or given back."""
 
 import copy
+from types import MethodType
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ import perfconv
 from perfconv._bench.timing import CpuClock
 from perfconv.models import SceneParser, pag_resnet50
 from perfconv.models.heads import SegmentationHead
-from perfconv.nn import GatedChain
+from perfconv.models.resnet import Bottleneck, FeatureInfo
+from perfconv.nn import GatedChain, MultiDilationPool
 
 SIZE = (256, 320)
 
@@ -98,6 +100,88 @@ def test_a_head_that_does_not_say_what_it_reads() -> None:
 
     model = SceneParser(narrow_trunk().eval(), {"sizes": Sizes()})
     assert len(model(image())["sizes"]) == 4
+
+
+@pytest.mark.parametrize("says", [False, True])
+def test_a_subclass_of_a_head_that_reads_more(says: bool) -> None:
+    class TwoStages(SegmentationHead):
+        def forward(self, features: dict, size: tuple) -> dict:
+            seen.append(list(features))
+            return {**super().forward(features, size), "mean": features["res3"].mean()}
+
+    if says:
+        TwoStages.reads = ("res3", "res5")
+    trunk, seen = narrow_trunk().eval(), []
+    model = SceneParser(trunk, {"segmentation": TwoStages(trunk.feature_info[-1], 4)}).eval()
+    with torch.no_grad():
+        model(image())
+    assert seen == [["res3", "res5"] if says else ["res2", "res3", "res4", "res5"]]
+
+
+def test_a_trunk_that_takes_images_alone() -> None:
+    class Halves(nn.Module):
+        def forward(self, images: Tensor) -> dict[str, Tensor]:
+            return {"res5": images[..., ::32, ::32]}
+
+    head = SegmentationHead(FeatureInfo("res5", 3, 32), 4)
+    model = SceneParser(Halves(), {"segmentation": head}).eval()
+    assert model(image())["segmentation"].shape == (1, 4, 128, 160)
+
+
+@pytest.mark.parametrize("how", ["subclass", "replaced"])
+def test_a_block_without_owns_input_is_not_in_place(how: str) -> None:
+    """What its forward keeps, no other block writes over."""
+    kept: list[tuple[Tensor, Tensor]] = []
+
+    def forward(self: nn.Module, input: Tensor) -> Tensor:
+        output = Bottleneck.forward(self, input)
+        kept.extend((value, value.clone()) for value in (input, output))
+        return output
+
+    model, images = parser(), image()
+    with torch.no_grad():
+        expected = perfconv.fuse(model)(images)["segmentation"]
+        fused = perfconv.fuse(model, inplace=True)
+        block = fused.trunk.layer4[1]
+        assert type(block) is Bottleneck
+        if how == "subclass":
+            block.__class__ = type("Keeping", (Bottleneck,), {"forward": forward})
+        else:
+            block.forward = MethodType(forward, block)
+        assert torch.equal(fused(images)["segmentation"], expected)
+    assert len(kept) == 2
+    assert all(torch.equal(*pair) for pair in kept)
+
+
+@pytest.mark.parametrize("how", ["forward", "compile"])
+def test_a_stage_that_is_called_in_another_way_is_called_as_a_whole(how: str) -> None:
+    fused, called = perfconv.fuse(parser(), inplace=True), []
+    layer, images = fused.trunk.layer4, image()
+    assert type(layer) is GatedChain
+    with torch.no_grad():
+        expected = fused(images)["segmentation"]
+        whole = layer.forward
+
+        def counted(input: Tensor) -> Tensor:
+            called.append(input)
+            return whole(input)
+
+        if how == "forward":
+            layer.forward = counted
+        else:
+            layer._compiled_call_impl = counted  # what layer.compile() sets
+        assert torch.equal(fused(images)["segmentation"], expected)
+    assert len(called) == 1
+
+
+def test_a_pool_before_a_batch_norm_is_followed_by_a_relu() -> None:
+    block = Bottleneck(16, 4)
+    block.conv2 = MultiDilationPool(4, (1, 2))
+    randomized(block).eval()
+    input = torch.rand(1, 16, 9, 10)
+    expected = block(input)
+    with torch.no_grad():
+        torch.testing.assert_close(block(input), expected)
 
 
 @pytest.mark.parametrize("gates_pool", [False, True])

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from networks import BasicBlock, Bottleneck, ResNet, randomized
+from networks import BasicBlock, Bottleneck, InvertedResidual, ResNet, randomized
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -153,6 +153,19 @@ def test_nothing_is_written_into_what_a_hook_sees(where: str, kind: str) -> None
     assert all(torch.equal(kept, copied) for kept, copied in seen)
     handle.remove()
     assert writes(fused, images()) == 3
+
+
+def test_the_first_layer_of_a_block_with_squeeze_excite_may_have_a_hook() -> None:
+    """It runs as a layer, on the block's input."""
+    fused = in_place(gated(nn.Sequential(*(InvertedResidual(16, 2, squeeze=4) for _ in range(3)))))
+    assert writes(fused, images()) == 2
+    seen = []
+    fused[1].conv1.register_forward_pre_hook(
+        lambda module, inputs: seen.append((inputs[0], inputs[0].clone()))
+    )
+    assert writes(fused, images()) == 0
+    assert len(seen) == 1
+    assert torch.equal(*seen[0])
 
 
 def test_hooks_on_every_module() -> None:
