@@ -217,8 +217,19 @@ def test_the_answer_is_made_from_the_rows():
     assert (
         "1 of 6 convolutions (forward float32: 32 to 32, 60x80, 3x3 dilation 1, 32 groups)" in text
     )
-    assert "take longer than dense: a net" in text
+    assert "Networks with fewer FLOPs slower than dense, beyond the quartiles: a net." in text
     assert summary.answer([], "auto") == summary.Answer([], [], [])
+
+
+def test_the_answer_tells_dtypes_of_gated_rows_apart():
+    """Dense bfloat16 may be slow, and time then less than its FLOPs."""
+    gated = {**layer(), "benchmark": "parser", "flops_ratio": 0.4}
+    rows = [gated, {**gated, "dtype": "bfloat16", "speed_up": 4.0, "density": 0.5}]
+    first, second = summary.of_gated(rows, "Whole networks")
+    assert first.startswith("Whole networks in float32, gates at densities below 1 (1 rows)")
+    assert "is +10 points" in first
+    assert second.startswith("Whole networks in bfloat16, ")
+    assert "is -15 points" in second
 
 
 def test_one_thing_changed_in_every_line():

@@ -160,14 +160,17 @@ def against_another_function(name: str, pairs: Sequence[tuple[dict, dict]]) -> I
 
 
 def of_gated(rows: Sequence[dict], what: str) -> Iterable[str]:
+    """A sentence for each dtype: one whose dense layers are slow gains more than its FLOPs."""
     rows = [row for row in rows if row["density"] < 1 and row.get("pass") != "graph"]
-    if rows:
-        points = [100 * (1 / row["speed_up"] - row["flops_ratio"]) for row in rows]
-        slower = sum(row["speed_up"] < 1 for row in rows)
+    by_dtype = grouped(rows, lambda row: row.get("dtype", "float32"))
+    for dtype, found in by_dtype.items():
+        points = [100 * (1 / row["speed_up"] - row["flops_ratio"]) for row in found]
+        slower = sum(row["speed_up"] < 1 for row in found)
         yield (
-            f"{what}, gates at densities below 1 ({len(rows)} rows): the share of the dense time "
-            f"is {span(points, '{:+.0f}')} points from the share of its FLOPs, median "
-            f"{median(points):+.0f}; {slower or 'none'} of them slower than dense."
+            f"{what}{f' in {dtype}' * (len(by_dtype) > 1)}, gates at densities below 1 "
+            f"({len(found)} rows): the share of the dense time is {span(points, '{:+.0f}')} points "
+            f"from the share of its FLOPs, median {median(points):+.0f}; {slower or 'none'} of "
+            "them slower than dense."
         )
 
 
@@ -188,5 +191,5 @@ def without_gain(own: Sequence[dict], networks: Sequence[dict]) -> Iterable[str]
         )
     lost = [row for row in networks if row["speed_up_high"] < 1 and row["flops_ratio"] < 0.99]
     if lost:
-        listed = ", ".join(row["problem"] for row in lost)
-        yield f"Networks with fewer FLOPs that take longer than dense: {listed}."
+        listed = ", ".join(dict.fromkeys(row["problem"] for row in lost))
+        yield f"Networks with fewer FLOPs slower than dense, beyond the quartiles: {listed}."
