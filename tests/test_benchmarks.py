@@ -151,6 +151,10 @@ def test_a_full_run_has_rows_of_one_thread(tmp_path, monkeypatch, capsys):
     assert asked == [2, 3]
     assert torch.get_num_threads() == 2
     assert [row["threads"] for row in read(path)[1]] == [2, 3]
+    asked.clear()
+    other = tmp_path / "three.jsonl"
+    assert run_tasks(tasks, ResultsFile(other, timing.environment()), 3) == 0
+    assert asked == [3]  # the two are one measurement
 
 
 def test_a_sweep_replaces_the_values_of_the_list(tmp_path):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from perfconv._bench.results_file import ResultsFile
+from perfconv._bench.results_file import Key, ResultsFile
 from perfconv._bench.timing import commit
 
 
@@ -80,13 +80,12 @@ def run_tasks(tasks: Sequence[Task], results: ResultsFile, threads: int) -> int:
 
     One that fails leaves no row, so that the same command tries it again; the others run.
     """
-    todo = [
-        task
-        for task in tasks
-        if not results.has((task.problem, task.pass_name, task.threads or threads))
-    ]
-    if len(todo) < len(tasks):
-        print(f"{len(tasks) - len(todo)} of {len(tasks)} are in the results file already")
+    by_key: dict[Key, Task] = {}
+    for task in tasks:  # one with a number of threads of its own may be another one in this run
+        by_key.setdefault((task.problem, task.pass_name, task.threads or threads), task)
+    todo = [task for key, task in by_key.items() if not results.has(key)]
+    if len(todo) < len(by_key):
+        print(f"{len(by_key) - len(todo)} of {len(by_key)} are in the results file already")
     failed = []
     begin = time.perf_counter()
     for number, task in enumerate(todo, 1):
