@@ -66,12 +66,12 @@ def write_report(
         "flops-latency": pictures.latency_figure(measurement),
         "agreement-speed": pictures.agreement_figure(measurement),
     }
-    extra = [*decided, *(classified.pictures if isinstance(classified, Classification) else ())]
-    for picture in extra:
-        write_atomically(folder / f"{picture.name}.png", pictures.figure_png(picture.figure))
+    is_classified = isinstance(classified, Classification)
+    of_classes = classified.pictures if isinstance(classified, Classification) else ()
     for name, image in images.items():
         write_atomically(folder / f"{name}.png", pictures.png_bytes(image))
-    for name, figure in figures.items():
+    drawn = figures | {picture.name: picture.figure for picture in (*decided, *of_classes)}
+    for name, figure in drawn.items():
         write_atomically(folder / f"{name}.png", pictures.figure_png(figure))
     is_photo = {"photo", "mask"}
     page = _template().render(
@@ -88,14 +88,10 @@ def write_report(
         compared_side=MAX_SIDE,
         budgets=BUDGETS,
         kinds=KINDS,
-        decided=[(picture, pictures.figure_address(picture.figure)) for picture in decided],
-        classified=None if classified is None or isinstance(classified, str) else classified,
-        classified_pictures=[]
-        if not isinstance(classified, Classification)
-        else [
-            (picture, pictures.figure_address(picture.figure)) for picture in classified.pictures
-        ],
-        why_not_classified=classified if isinstance(classified, str) else None,
+        decided=_with_addresses(decided),
+        classified=classified if is_classified else None,
+        classified_pictures=_with_addresses(of_classes),
+        why_not_classified=None if is_classified else classified,
         build=perfconv.build_info(),
         images={
             name: pictures.data_address(image, is_photo=name in is_photo)
@@ -106,6 +102,10 @@ def write_report(
     path = folder / PAGE
     write_atomically(path, page.encode())
     return path
+
+
+def _with_addresses(drawn: Sequence[Picture]) -> list[tuple[Picture, str]]:
+    return [(picture, pictures.figure_address(picture.figure)) for picture in drawn]
 
 
 def write_atomically(path: Path, content: bytes) -> None:
