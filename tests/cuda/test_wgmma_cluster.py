@@ -31,7 +31,7 @@ def emulated() -> Backend:
     assert backend.emulator is not None
     backend.emulator.set(race=1, bounds=1, seed=1, resident=2)
     yield backend
-    backend.emulator.set(seed=1, resident=2, **{"async": 2})
+    backend.emulator.set(seed=1, resident=2, neighbours=0, **{"async": 2})
 
 
 def resize(backend: Backend, multiprocessors: int, **options: int) -> None:
@@ -199,6 +199,23 @@ def test_size_of_a_cluster(emulated: Backend, multiprocessors: int, tiles: int, 
     """By the tiles of a full mask, whatever the mask."""
     resize(emulated, multiprocessors)
     run(emulated, replace(POINTWISE, in_channels=64, size=(16, 8 * tiles), density=0.03))
+    assert_cluster(emulated, size)
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize(
+    ("neighbours", "size"),
+    [
+        (8, 8),  # two clusters of eight, four parts of each tile
+        (9, 4),  # one of eight would leave two parts of a tile; three of four leave three
+        (6, 4),  # eight do not fit: the runtime calls it an error
+        (3, 2), (1, 1),
+    ],
+)  # fmt: skip
+def test_clusters_that_do_not_fit(emulated: Backend, neighbours: int, size: int) -> None:
+    """Of neighbouring multiprocessors, which seldom are a multiple: smaller clusters, or none."""
+    resize(emulated, 16, neighbours=neighbours)
+    run(emulated, replace(POINTWISE, in_channels=64, size=(16, 32), density=0.1))
     assert_cluster(emulated, size)
 
 

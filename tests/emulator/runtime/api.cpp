@@ -93,6 +93,8 @@ int emu_set(const char* key, long value) {
     options.multiprocessors = number;
   } else if (name == "occupancy") {
     options.occupancy = number;
+  } else if (name == "neighbours") {
+    options.neighbours = number;
   } else if (name == "resident") {
     options.resident = number;
   } else if (name == "async") {

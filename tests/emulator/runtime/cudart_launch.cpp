@@ -214,7 +214,7 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const voi
   return cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(blocks, stub, threads, bytes, 0);
 }
 
-// All multiprocessors count as neighbours.
+// Neighbourhoods are whole but for the last one; a cluster that fits into none is an error.
 cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void* stub,
                                            const cudaLaunchConfig_t* config) {
   int blocks = 0;
@@ -222,8 +222,14 @@ cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void* stub,
   const cudaError_t error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(
       &blocks, stub, static_cast<int>(threads), config->dynamicSmemBytes);
   if (error != cudaSuccess) return error;
-  *clusters = blocks * Device::get().options.multiprocessors /
-              static_cast<int>(std::max(cluster_of(*config), 1u));
+  const int all = Device::get().options.multiprocessors;
+  const int chosen = Device::get().options.neighbours;
+  const int neighbours = chosen > 0 ? std::min(chosen, all) : all;
+  const int size = static_cast<int>(std::max(cluster_of(*config), 1u));
+  *clusters = all / neighbours * (blocks * neighbours / size) + blocks * (all % neighbours) / size;
+  if (size > 1 && size > blocks * neighbours) {
+    return Device::get().fail(cudaErrorInvalidClusterSize, "");  // an answer, not a fault
+  }
   return cudaSuccess;
 }
 

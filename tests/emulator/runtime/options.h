@@ -18,7 +18,8 @@ struct Options {
   uint64_t max_spins = 200'000;             // scheduling points of one launch
   uint64_t max_instructions = 100'000'000;  // of warps, of one launch
   int multiprocessors = 2;
-  int occupancy = 2;  // most blocks on one multiprocessor
+  int occupancy = 2;   // most blocks on one multiprocessor
+  int neighbours = 0;  // multiprocessors that a cluster may share; 0: all of them
   int compute_capability = 90;
 };
 
